@@ -1,3 +1,4 @@
-//! Errors of AWS, shared by every module that calls it.
+//! Errors of AWS and headers of its responses, shared by every module that calls it.
 
 pub(crate) mod errors;
+pub(crate) mod headers;

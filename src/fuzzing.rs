@@ -19,7 +19,7 @@ use crate::domain::destination::Destination;
 use crate::domain::outcome::Failure;
 use crate::source::guard::UrlGuard;
 use crate::source::https::response;
-use crate::upload::classify;
+use crate::upload::classify::{CallError, classify};
 use crate::{queue, session};
 
 /// Longest wait for the rest of a request's head.
@@ -94,7 +94,8 @@ pub fn classify_s3<E>(
 where
     E: ProvideErrorMetadata + Error + 'static,
 {
-    classify::classify_call(operation, error, destination)
+    let CallError { failure, ambiguous, .. } = classify(operation, error, destination);
+    (failure, ambiguous)
 }
 
 /// Classifies an error of AssumeRole for a destination with a role.

@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     let _ = rustix::thread::disable_transparent_huge_pages(true);
     telemetry::log_panics();
     match Cli::from_arguments(std::env::args_os()) {
-        Ok(cli) => start(cli).into(),
+        Ok(cli) => start(cli).code().into(),
         Err(usage) => {
             let _ = usage.print();
             u8::try_from(usage.exit_code()).unwrap_or(Exit::Usage.code()).into()

@@ -103,7 +103,7 @@ impl Sessions {
     /// (worker).
     pub async fn get(&self, destination: &Destination) -> Result<Arc<S3Session>, Failure> {
         let region = self.region(destination);
-        let answer = self.cache.get(SessionKey::of(destination, &region), || self.fetch(destination, &region)).await;
+        let answer = self.cache.get(SessionKey::of(destination, &region), self.fetch(destination, &region)).await;
         self.count(answer)
     }
 
@@ -113,7 +113,7 @@ impl Sessions {
         let region = self.region(destination);
         let key = SessionKey::of(destination, &region);
         let is_stale = |current: &Arc<S3Session>| Arc::ptr_eq(current, stale);
-        let answer = self.cache.renew(key, is_stale, || self.fetch(destination, &region)).await;
+        let answer = self.cache.renew(key, is_stale, self.fetch(destination, &region)).await;
         self.count(answer)
     }
 
@@ -135,13 +135,8 @@ impl Sessions {
     }
 
     /// Number of cached sessions.
-    pub fn len(&self) -> u64 {
+    pub fn cached(&self) -> u64 {
         self.cache.len()
-    }
-
-    /// True while no session is kept.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// Returns true if roles may be assumed (`session.role_auth`).
@@ -229,8 +224,7 @@ impl Sessions {
     /// failure does not affect transfers that have a session.
     pub async fn fresh(&self, destination: &Destination) -> Result<Arc<S3Session>, Failure> {
         let region = self.region(destination);
-        let answer =
-            self.cache.refresh(SessionKey::of(destination, &region), || self.fetch(destination, &region)).await;
+        let answer = self.cache.refresh(SessionKey::of(destination, &region), self.fetch(destination, &region)).await;
         self.count(answer)
     }
 

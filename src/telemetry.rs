@@ -6,8 +6,6 @@
 mod export;
 pub mod spans;
 
-use std::panic::PanicHookInfo;
-
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, Metadata};
 use tracing_subscriber::filter::{FilterExt as _, filter_fn};
@@ -131,7 +129,7 @@ fn carries_no_secret(line: &Metadata<'_>) -> bool {
 pub fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        let message = message(panic);
+        let message = panic.payload_as_str().unwrap_or("no message");
         if LevelFilter::current() == LevelFilter::OFF {
             eprintln!("consign: panic at {place}: {message}");
         } else {
@@ -145,10 +143,6 @@ pub fn log_panics() {
             );
         }
     }));
-}
-
-fn message<'a>(panic: &'a PanicHookInfo<'_>) -> &'a str {
-    panic.payload_as_str().unwrap_or("no message")
 }
 
 #[cfg(test)]

@@ -168,6 +168,10 @@ impl Target<'_> {
         spans::s3(operation, self.destination.bucket.as_str(), self.key.as_str(), None, None)
     }
 
+    fn wants_checksum(&self) -> bool {
+        self.destination.checksum == Checksum::Crc64Nvme
+    }
+
     fn may_be_written(&self) -> bool {
         self.may_be_written.load(Ordering::Relaxed)
     }
@@ -183,10 +187,6 @@ impl Target<'_> {
     /// Remembers a write that may have taken effect.
     fn record_write(&self, ambiguous: bool) {
         self.may_be_written.fetch_or(ambiguous, Ordering::Relaxed);
-    }
-
-    fn owner(&self) -> Option<String> {
-        self.destination.expected_bucket_owner.as_ref().map(|owner| owner.as_str().to_owned())
     }
 }
 
@@ -211,7 +211,7 @@ impl Uploader {
         control: UploadControl<'_>,
     ) -> Result<Uploaded, Failure> {
         let calls = self.calls(target.destination);
-        let checked = target.destination.checksum == Checksum::Crc64Nvme;
+        let checked = target.wants_checksum();
         let context = UploadContext { calls: &calls, target, mark: control.mark.clone(), checked };
         let after = control.resume.as_ref().map_or(0, unbroken);
         let (reader, length) = match body {
@@ -352,8 +352,7 @@ impl Uploader {
             }
             _ => {
                 cancellable(cancel, reader.expect_end()).await?;
-                let part =
-                    first.unwrap_or_else(|| Part::of_memory(1, bytes::Bytes::new(), empty_crc(context.target), None));
+                let part = first.unwrap_or_else(|| Part::whole(bytes::Bytes::new(), context.checked));
                 length.map_or(Ok(()), |length| proven(part.length, length))?;
                 self.put(context, &part, control.stop).await
             }
@@ -399,12 +398,6 @@ impl Uploader {
     }
 }
 
-/// The checksum of nothing.
-fn empty_crc(target: &Target<'_>) -> Option<u64> {
-    let checked = target.destination.checksum == Checksum::Crc64Nvme;
-    checked.then(|| crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, b""))
-}
-
 /// Nothing is completed whose length is unproven.
 fn proven(sent: u64, expected: u64) -> Result<(), Failure> {
     if sent == expected {
@@ -434,11 +427,8 @@ async fn cancellable<T>(
     cancel: &CancellationToken,
     context: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
-    tokio::select! {
-        biased;
-        () = cancel.cancelled() => Err(Failure::new(Reason::Shutdown, "the worker is draining")),
-        result = context => result,
-    }
+    let result = cancel.run_until_cancelled(context).await;
+    result.unwrap_or_else(|| Err(Failure::new(Reason::Shutdown, "the worker is draining")))
 }
 
 /// Value of `If-None-Match`: `*` where the key must be free. PutObject and CompleteMultipartUpload

@@ -42,9 +42,6 @@ use tokio_util::task::TaskTracker;
 
 use crate::domain::destination::DestinationIdentity;
 use crate::domain::lane::Lane;
-use crate::metrics::Metrics;
-use crate::queue::Queue;
-use crate::transfer::Transport;
 use crate::upload::StopSignals;
 pub use activity::{
     Activity, DeadLetterCount, DestinationRecord, EndedTransfer, FailureDetail, Recent, RunningTransfer, Throughput,
@@ -72,24 +69,14 @@ const FINISHING_SHARE: f64 = 0.8;
 /// Consumes jobs from a queue and delivers them until it is drained.
 #[derive(Debug)]
 pub struct Worker {
-    queue: Arc<dyn Queue>,
-    transport: Arc<dyn Transport>,
+    parts: Arc<WorkerParts>,
     admission: Arc<Admission>,
     runner: Arc<Runner>,
     control: ControlListener,
     reports: FleetReports,
     generations: Arc<Generations>,
-    lease_after: Duration,
-    lifecycle: Lifecycle,
-}
-
-/// State of the worker as a whole.
-#[derive(Debug)]
-struct Lifecycle {
     activity: Arc<Activity>,
-    metrics: Arc<Metrics>,
     stop: StopSignals,
-    drain_timeout: Duration,
     heartbeat: Mutex<Instant>,
     /// True once control messages of the past are read and jobs are consumed.
     started: AtomicBool,
@@ -103,6 +90,7 @@ impl Worker {
         for (lane, count) in [(Lane::Continued, slots), (Lane::Scheduled, slots), (Lane::Backfill, backfill)] {
             parts.metrics.set_slots(lane, count);
         }
+        let parts = Arc::new(parts);
         let (stop, activity, cancellations) =
             (StopSignals::default(), Arc::<Activity>::default(), Arc::<Cancellations>::default());
         let reports = FleetReports::new();
@@ -126,28 +114,22 @@ impl Worker {
         let effects =
             ControlEffects { admission: admission.clone(), cancellations, in_flight, generations: generations.clone() };
         Arc::new(Self {
-            queue: parts.queue.clone(),
-            transport: parts.transport.clone(),
+            control: ControlListener::new(parts.queue.clone(), effects, parts.clock),
+            parts,
             runner,
-            control: ControlListener::new(parts.queue, effects, parts.clock),
             admission,
             reports,
             generations,
-            lease_after: parts.lease_after,
-            lifecycle: Lifecycle {
-                activity,
-                metrics: parts.metrics,
-                stop,
-                drain_timeout: parts.config.drain_timeout,
-                heartbeat: Mutex::new(Instant::now()),
-                started: AtomicBool::new(false),
-            },
+            activity,
+            stop,
+            heartbeat: Mutex::new(Instant::now()),
+            started: AtomicBool::new(false),
         })
     }
 
     /// Running and ended transfers.
     pub fn activity(&self) -> &Arc<Activity> {
-        &self.lifecycle.activity
+        &self.activity
     }
 
     /// Circuit breakers, waiting jobs and recoveries.
@@ -163,19 +145,19 @@ impl Worker {
 
     /// Returns `Ok` while jobs are consumed, else the reason why not.
     pub fn ready(&self) -> Result<(), String> {
-        self.admission.health().fault().map_or_else(|| self.queue.ready(), Err)?;
-        let started = self.lifecycle.started.load(Ordering::Acquire);
+        self.admission.health().fault().map_or_else(|| self.queue_ready(), Err)?;
+        let started = self.started.load(Ordering::Acquire);
         started.then_some(()).ok_or_else(|| "control messages of the past are being read".to_owned())
     }
 
     /// Returns `Ok` while the queue delivers, else the reason why not.
     pub fn queue_ready(&self) -> Result<(), String> {
-        self.queue.ready()
+        self.parts.queue.ready()
     }
 
     /// Returns true while the runtime schedules the worker: false when its heartbeat is late.
     pub fn alive(&self) -> bool {
-        self.lifecycle.heartbeat.lock().elapsed() < HEARTBEAT_TIMEOUT
+        self.heartbeat.lock().elapsed() < HEARTBEAT_TIMEOUT
     }
 
     /// Consumes jobs until `drain` is cancelled, then drains within `worker.drain_timeout`: running
@@ -189,7 +171,7 @@ impl Worker {
             let (worker, drain) = (self.clone(), drain.clone());
             async move { worker.admission.recovery.release_until(&drain).await }
         });
-        let reports = tokio::spawn(self.reports.clone().publish(self.queue.clone(), self.control.clock));
+        let reports = tokio::spawn(self.reports.clone().publish(self.parts.queue.clone(), self.parts.clock));
         let drained = self.serve(&drain).await;
         reports.abort();
         releases.abort();
@@ -200,12 +182,12 @@ impl Worker {
     /// [`Worker::run`] without heartbeat and reports, for the simulation.
     pub(crate) async fn serve(self: &Arc<Self>, drain: &CancellationToken) -> bool {
         let control = self.control.start(drain).await;
-        self.lifecycle.started.store(true, Ordering::Release);
+        self.started.store(true, Ordering::Release);
         let tasks = TaskTracker::new();
         self.consume(drain, &tasks).await;
         let drained = self.drain(&tasks).await;
-        self.generations.hand_over(self.lease_after).await;
-        let closed = timeout(BROKER_TIMEOUT, self.queue.close()).await;
+        self.generations.hand_over(self.parts.lease_after).await;
+        let closed = timeout(BROKER_TIMEOUT, self.parts.queue.close()).await;
         if closed.is_err() {
             tracing::warn!(
                 event = "broker_close_timeout",
@@ -220,8 +202,7 @@ impl Worker {
 
     /// Spawns a task for each delivery.
     async fn consume(&self, drain: &CancellationToken, tasks: &TaskTracker) {
-        let metrics = self.lifecycle.metrics.clone();
-        let mut consumer = Consumer::new(self.queue.clone(), self.admission.clone(), metrics, self.lease_after);
+        let mut consumer = Consumer::new(self.parts.clone(), self.admission.clone());
         loop {
             let next = tokio::select! {
                 biased;
@@ -234,16 +215,17 @@ impl Worker {
     }
 
     async fn drain(&self, tasks: &TaskTracker) -> bool {
-        let Lifecycle { metrics, stop, drain_timeout, .. } = &self.lifecycle;
-        let deadline = Instant::now() + *drain_timeout;
-        metrics.set_draining(true);
+        let Self { parts, stop, .. } = self;
+        let drain_timeout = parts.config.drain_timeout;
+        let deadline = Instant::now() + drain_timeout;
+        parts.metrics.set_draining(true);
         self.admission.health().drain();
         tracing::info!(event = "drain_started", seconds = drain_timeout.as_secs(), running = tasks.len(), "draining");
         // A transfer that another worker can resume is handed off at once: waiting would only interrupt
         // it later.
         stop.hand_off.cancel();
         let finishing = Instant::now() + drain_timeout.mul_f64(FINISHING_SHARE);
-        if timeout(BROKER_TIMEOUT, self.queue.stop_consuming()).await.is_err() {
+        if timeout(BROKER_TIMEOUT, parts.queue.stop_consuming()).await.is_err() {
             tracing::warn!(
                 event = "broker_cancel_timeout",
                 next = "prefetched deliveries are redelivered when the connection ends",
@@ -258,19 +240,18 @@ impl Worker {
         }
         let drained = timeout_at(deadline, tasks.wait()).await.is_ok();
         let left = deadline.duration_since(Instant::now());
-        self.transport.finish_aborts(left.min(ABORT_TIMEOUT)).await;
+        parts.transport.finish_aborts(left.min(ABORT_TIMEOUT)).await;
         tracing::info!(event = "drain_ended", drained, left = tasks.len(), "drained");
         drained
     }
 
     async fn beat(self: Arc<Self>) {
-        let Lifecycle { activity, metrics, heartbeat, .. } = &self.lifecycle;
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         loop {
             tick.tick().await;
-            metrics.set_oldest_in_flight(activity.oldest());
-            activity.tick();
-            *heartbeat.lock() = Instant::now();
+            self.parts.metrics.set_oldest_in_flight(self.activity.oldest());
+            self.activity.tick();
+            *self.heartbeat.lock() = Instant::now();
         }
     }
 

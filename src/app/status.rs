@@ -92,10 +92,7 @@ impl StatusSource {
             worked_for: self.worker.activity().destinations(),
             running: &running,
             sessions: &self.sessions,
-            circuits: &admission.circuits,
-            recovered: &admission.recovered_at,
-            waiting: &admission.waiting,
-            awaiting_repair: &admission.awaiting_recovery,
+            admission: &admission,
             filter,
         });
         let now = Timestamp::now();
@@ -115,7 +112,7 @@ impl StatusSource {
             "lanes": counts.lanes,
             "buffer": { "bytes": counts.buffer_bytes, "limit_bytes": counts.buffer_limit_bytes },
             "broker": self.broker(counts.broker_connected, counts.broker_unconfirmed, counts.broker_reconnects),
-            "sessions": self.sessions.len(),
+            "sessions": self.sessions.cached(),
             "session_requests": counts.session_requests,
             "failures": counts.failures,
             "dead_letters": self.worker.activity().dead_letters(),

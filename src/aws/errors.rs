@@ -9,6 +9,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use crate::domain::destination::{Auth, Destination, Region, RoleArn};
 use crate::domain::outcome::{AwsError, Failure, Reason, denied_action};
 use crate::metrics;
+use crate::runtime::causes::innermost;
 
 /// Returns the label of a request in the metrics; the outer error is a time-out of the caller.
 pub(crate) fn status_label<T, E, X>(answer: &Result<Result<T, SdkError<E>>, X>) -> &'static str {
@@ -287,15 +288,6 @@ fn shown(code: &str, status: Option<u16>) -> String {
         ("", Some(status)) => format!(" (HTTP {status})"),
         (code, _) => format!(" ({code})"),
     }
-}
-
-/// The innermost cause, which is the one in plain words.
-pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut innermost = error;
-    while let Some(inner) = innermost.source() {
-        innermost = inner;
-    }
-    innermost.to_string()
 }
 
 #[cfg(test)]

@@ -1,36 +1,30 @@
 //! Steps in the bucket: its region, listing, and the uploads that must work.
 
-use super::report::{StepName, StepResult};
+use super::report::{CheckStep, StepName, StepResult};
 use super::run::{CheckRun, blocks, is_denied};
 use crate::domain::destination::Region;
 use crate::domain::diagnosis::{Code, Reads, finding};
 use crate::domain::outcome::{Class, Failure, Reason};
 use crate::upload::{BucketProbe, ProbeResidue};
 
+/// The steps, in their order.
+const STEPS: [StepName; 5] = [StepName::Region, StepName::List, StepName::Multipart, StepName::Write, StepName::Delete];
 /// Status of a call that a store does not support.
 const NOT_IMPLEMENTED: u16 = 501;
 
 impl CheckRun<'_> {
     /// Runs the steps in the bucket.
     pub(super) async fn bucket(&mut self, probe: &BucketProbe) {
-        self.step(StepName::Region, probe).await;
-        self.step(StepName::List, probe).await;
-        self.step(StepName::Multipart, probe).await;
-        self.step(StepName::Write, probe).await;
-        self.step(StepName::Delete, probe).await;
-    }
-
-    async fn step(&mut self, name: StepName, probe: &BucketProbe) {
-        // A written object is deleted even if a later step has failed.
-        if self.blocked && (name != StepName::Delete || self.left.is_none()) {
-            return self.skip_blocked(&[name]);
-        }
-        match name {
-            StepName::Region => self.region(probe).await,
-            StepName::List => self.list(probe).await,
-            StepName::Multipart => self.multipart(probe).await,
-            StepName::Delete => self.delete(probe).await,
-            _ => self.write(probe).await,
+        for name in STEPS {
+            match name {
+                // A written object is deleted even if a later step has failed.
+                _ if self.blocked && (name != StepName::Delete || self.left.is_none()) => self.skip_blocked(&[name]),
+                StepName::Region => self.region(probe).await,
+                StepName::List => self.list(probe).await,
+                StepName::Multipart => self.multipart(probe).await,
+                StepName::Delete => self.delete(probe).await,
+                _ => self.write(probe).await,
+            }
         }
     }
 
@@ -38,7 +32,7 @@ impl CheckRun<'_> {
     pub(super) fn prefix_too_long(&mut self) {
         let failure = Failure::new(Reason::InvalidKey, "the prefix is too long: no key fits below it; shorten it");
         self.failed(StepName::Region, &failure);
-        self.skip_blocked(&[StepName::List, StepName::Multipart, StepName::Write, StepName::Delete]);
+        self.skip_blocked(&STEPS[1..]);
     }
 
     async fn region(&mut self, probe: &BucketProbe) {
@@ -105,7 +99,7 @@ impl CheckRun<'_> {
             self.reads = Reads::ExplicitlyDenied;
         }
         let diagnosis = finding(code, &self.case());
-        self.diagnosed(name, StepResult::Warning, diagnosis, failure.aws_request_id.clone());
+        self.record(CheckStep::diagnosed(name, StepResult::Warning, diagnosis, failure.aws_request_id.clone()));
     }
 
     /// Records a read that failed for another reason than a denial.
@@ -128,7 +122,7 @@ impl CheckRun<'_> {
         self.learn_region(actual);
         let failure = Failure { learnt_region: Some(actual.clone()), ..Failure::new(Reason::WrongRegion, "") };
         let diagnosis = self.diagnose(&failure);
-        self.diagnosed(name, StepResult::Failed, diagnosis, None);
+        self.record(CheckStep::diagnosed(name, StepResult::Failed, diagnosis, None));
     }
 
     async fn multipart(&mut self, probe: &BucketProbe) {
@@ -145,7 +139,12 @@ impl CheckRun<'_> {
                 let mut diagnosis = self.diagnose(&failure);
                 let left = finding(Code::UploadLeftOpen, &self.case());
                 diagnosis.cause = format!("{}; {}", diagnosis.cause, left.cause);
-                self.diagnosed(StepName::Multipart, StepResult::Failed, diagnosis, failure.aws_request_id.clone());
+                self.record(CheckStep::diagnosed(
+                    StepName::Multipart,
+                    StepResult::Failed,
+                    diagnosis,
+                    failure.aws_request_id.clone(),
+                ));
                 self.blocked |= blocks(&failure);
             }
             (Err(failure), _) => self.write_failed(StepName::Multipart, &failure),
@@ -195,7 +194,12 @@ impl CheckRun<'_> {
                 let denied = is_denied(&failure);
                 let diagnosis =
                     if denied { finding(Code::DeleteDenied, &self.case()) } else { self.diagnose(&failure) };
-                self.diagnosed(StepName::Delete, StepResult::Warning, diagnosis, failure.aws_request_id.clone());
+                self.record(CheckStep::diagnosed(
+                    StepName::Delete,
+                    StepResult::Warning,
+                    diagnosis,
+                    failure.aws_request_id.clone(),
+                ));
             }
         }
     }

@@ -122,11 +122,8 @@ impl CheckRun<'_> {
             // A transfer with an access key never calls STS, so an unavailable or closed STS is no
             // obstacle.
             Err(_) => {
-                self.skipped(
-                    StepName::AccessKey,
-                    Code::NotTried,
-                    "STS did not answer; deliveries with an access key do not need it",
-                );
+                let cause = "STS did not answer; deliveries with an access key do not need it";
+                self.skipped(StepName::AccessKey, Code::NotTried, cause);
             }
         }
     }

@@ -68,54 +68,36 @@ impl CheckVerdict {
     }
 }
 
-/// The name of a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[schemars(rename = "step_name")]
-pub enum StepName {
-    /// The configuration is valid.
-    Configuration,
-    /// The broker can be reached.
-    Broker,
-    /// Its exchanges and queues are declared as required.
-    Topology,
-    /// The worker has an AWS identity.
-    Identity,
-    /// The customer's role can be assumed.
-    AssumeRole,
-    /// The role can't be assumed without the external id.
-    ExternalId,
-    /// The customer's access key is valid.
-    AccessKey,
-    /// The bucket is in the configured region.
-    Region,
-    /// The prefix can be listed.
-    List,
-    /// A multipart upload can be created, continued and aborted.
-    Multipart,
-    /// An empty file can be written under the prefix.
-    Write,
-    /// The empty file can be deleted.
-    Delete,
-}
-
-impl StepName {
-    /// Returns the title for people.
-    pub fn title(self) -> &'static str {
-        match self {
-            Self::Configuration => "configuration",
-            Self::Broker => "broker",
-            Self::Topology => "topology of the broker",
-            Self::Identity => "own AWS identity",
-            Self::AssumeRole => "assume the role",
-            Self::ExternalId => "external id enforced",
-            Self::AccessKey => "access key",
-            Self::Region => "region of the bucket",
-            Self::List => "list under the prefix",
-            Self::Multipart => "multipart upload",
-            Self::Write => "write a file",
-            Self::Delete => "delete the file",
-        }
+text_enum! {
+    /// The name of a step.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+    #[serde(rename_all = "snake_case")]
+    #[schemars(rename = "step_name")]
+    pub enum StepName {
+        /// The configuration is valid.
+        Configuration = "configuration",
+        /// The broker can be reached.
+        Broker = "broker",
+        /// Its exchanges and queues are declared as required.
+        Topology = "topology of the broker",
+        /// The worker has an AWS identity.
+        Identity = "own AWS identity",
+        /// The customer's role can be assumed.
+        AssumeRole = "assume the role",
+        /// The role can't be assumed without the external id.
+        ExternalId = "external id enforced",
+        /// The customer's access key is valid.
+        AccessKey = "access key",
+        /// The bucket is in the configured region.
+        Region = "region of the bucket",
+        /// The prefix can be listed.
+        List = "list under the prefix",
+        /// A multipart upload can be created, continued and aborted.
+        Multipart = "multipart upload",
+        /// An empty file can be written under the prefix.
+        Write = "write a file",
+        /// The empty file can be deleted.
+        Delete = "delete the file",
     }
 }
 

@@ -72,7 +72,7 @@ impl<'a> CheckRun<'a> {
         }
     }
 
-    fn record(&mut self, step: CheckStep) {
+    pub(super) fn record(&mut self, step: CheckStep) {
         (self.observer)(&step);
         self.steps.push(step);
     }
@@ -95,23 +95,13 @@ impl<'a> CheckRun<'a> {
     /// Records a failed step.
     pub(super) fn failed(&mut self, name: StepName, failure: &Failure) {
         let diagnosis = self.diagnose(failure);
-        self.diagnosed(name, StepResult::Failed, diagnosis, failure.aws_request_id.clone());
-    }
-
-    pub(super) fn diagnosed(
-        &mut self,
-        name: StepName,
-        result: StepResult,
-        diagnosis: Diagnosis,
-        aws_request_id: Option<String>,
-    ) {
-        self.record(CheckStep::diagnosed(name, result, diagnosis, aws_request_id));
+        self.record(CheckStep::diagnosed(name, StepResult::Failed, diagnosis, failure.aws_request_id.clone()));
     }
 
     /// Records a warning or a failure without an error of AWS behind it.
     pub(super) fn finding(&mut self, name: StepName, result: StepResult, code: Code) {
         let diagnosis = finding(code, &self.case());
-        self.diagnosed(name, result, diagnosis, None);
+        self.record(CheckStep::diagnosed(name, result, diagnosis, None));
     }
 
     pub(super) fn diagnose(&self, failure: &Failure) -> Diagnosis {
@@ -165,10 +155,8 @@ impl<'a> CheckRun<'a> {
 }
 
 async fn until<T>(deadline: Instant, call: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    match tokio::time::timeout_at(deadline, call).await {
-        Ok(result) => result,
-        Err(_) => Err(Failure::new(Reason::Timeout, "the step timed out")),
-    }
+    let late = |_| Err(Failure::new(Reason::Timeout, "the step timed out"));
+    tokio::time::timeout_at(deadline, call).await.unwrap_or_else(late)
 }
 
 /// Returns true if the failure means that this one action is not allowed.

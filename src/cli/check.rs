@@ -39,28 +39,20 @@ pub struct CheckArgs {
 /// this command's own identity or the broker its login, and 69 when a service does not answer.
 pub async fn execute(args: CheckArgs, config: Config, json: bool) -> Exit {
     let show = TestPrinter::new(json);
-    let metrics = Arc::new(Metrics::new(1));
-    let identity = WorkerIdentity::load(&config.aws).await;
-    let sessions = Arc::new(Sessions::new(config.session.clone(), config.aws.clone(), identity, metrics.clone()));
-    let (mut notified, mut login_denied) = (None, false);
-    let report = match args.destination {
+    let checker = DestinationChecker::load(&config).await;
+    let (report, notified, login_denied) = match args.destination.map(|name| find(&config, &name)) {
         None => {
-            let (report, denied) = test_worker(&config, &sessions, &show).await;
-            login_denied = denied;
-            report
+            let (report, denied) = test_worker(&config, &checker.sessions, &show).await;
+            (report, None, denied)
         }
-        Some(name) => match find(&config, &name) {
-            Ok(destination) => {
-                match test_destination(DestinationChecker::new(&config, sessions, metrics), &destination, &show).await {
-                    Some(report) => {
-                        notified = notify_workers(&config, &destination, &report).await;
-                        report
-                    }
-                    None => return fail(INTERRUPTED, Exit::Signal(TerminationSignal::Interrupt)),
-                }
-            }
-            Err(problem) => return fail(&problem, Exit::Usage),
-        },
+        Some(Ok(destination)) => {
+            let Some(report) = test_destination(&checker, &destination, &show).await else {
+                return fail(INTERRUPTED, Exit::Signal(TerminationSignal::Interrupt));
+            };
+            let notified = notify_workers(&config, &destination, &report).await;
+            (report, notified, false)
+        }
+        Some(Err(problem)) => return fail(&problem, Exit::Usage),
     };
     match show.report(&report) {
         Exit::Done => {
@@ -94,11 +86,7 @@ impl DestinationChecker {
     pub(super) async fn load(config: &Config) -> Self {
         let metrics = Arc::new(Metrics::new(1));
         let identity = WorkerIdentity::load(&config.aws).await;
-        let sessions = Sessions::new(config.session.clone(), config.aws.clone(), identity, metrics.clone());
-        Self::new(config, Arc::new(sessions), metrics)
-    }
-
-    fn new(config: &Config, sessions: Arc<Sessions>, metrics: Arc<Metrics>) -> Self {
+        let sessions = Arc::new(Sessions::new(config.session.clone(), config.aws.clone(), identity, metrics.clone()));
         let budget = config.worker.memory_budget;
         let uploader = Uploader::new(config.upload.clone(), budget, sessions.clone(), metrics);
         Self { sessions, uploader, egress: config.check.egress_addresses.clone() }
@@ -113,12 +101,12 @@ impl DestinationChecker {
 }
 
 async fn test_destination(
-    checker: DestinationChecker,
+    checker: &DestinationChecker,
     destination: &Arc<Destination>,
     show: &TestPrinter,
 ) -> Option<CheckReport> {
-    show.print_title(&format!(
-        "connection test of {}: s3://{}/{} in {}",
+    show.print(&format!(
+        "connection test of {}: s3://{}/{} in {}\n",
         destination.id, destination.bucket, destination.prefix, destination.region
     ));
     let watch = |step: &CheckStep| show.step(step);
@@ -135,7 +123,7 @@ async fn test_destination(
 /// the same for an unreachable broker.
 async fn test_worker(config: &Config, sessions: &Sessions, show: &TestPrinter) -> (CheckReport, bool) {
     let started = (Timestamp::now(), Instant::now());
-    show.print_title("test of this worker");
+    show.print("test of this worker\n");
     let found = worker::run(config, sessions, &|step: &CheckStep| show.step(step)).await;
     let report = CheckReport::of_worker(found.principal, started.0, started.1.elapsed().as_secs_f64(), found.steps);
     (report, found.login_denied)

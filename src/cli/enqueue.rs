@@ -21,7 +21,7 @@ use crate::domain::destination::DestinationId;
 use crate::domain::lane::Lane;
 use crate::producer::CONFIRM_WINDOW;
 use crate::producer::job::{PreparedJob, PublishFormat};
-use crate::queue::{JobPublisher, QueueError};
+use crate::queue::JobPublisher;
 use crate::runtime::output::{Output as _, printable};
 use input::{InputError, JobInput};
 
@@ -196,7 +196,9 @@ async fn publish(
                 if result.refused != Some(Exit::Denied) {
                     result.refused = Some(Exit::of(&problem));
                 }
-                report_unpublished(progress, &id, &destination, &problem);
+                let error = problem.to_string();
+                progress.notice(&format!("{id}: {error}"));
+                progress.event(&json!({ "id": id, "destination": destination, "published": false, "error": error }));
                 if let Some(waiter) = waiter {
                     waiter.forget(&id, &destination);
                 }
@@ -208,12 +210,6 @@ async fn publish(
         }
     }
     result
-}
-
-fn report_unpublished(progress: &ProgressReporter, id: &str, destination: &str, problem: &QueueError) {
-    let error = problem.to_string();
-    progress.notice(&format!("{id}: {error}"));
-    progress.event(&json!({ "id": id, "destination": destination, "published": false, "error": error }));
 }
 
 #[cfg(test)]

@@ -44,6 +44,15 @@ pub fn fail(reason: &str, exit: Exit) -> Exit {
     exit
 }
 
+/// Writes a text for people: to stdout, or to stderr if stdout is for `json`.
+pub(super) fn summarize(text: &str, json: bool) {
+    if json {
+        notice(text);
+    } else {
+        print(text);
+    }
+}
+
 /// Writes the problems of the configuration to stderr, one line each.
 pub fn fail_config(problems: &ConfigProblems) -> Exit {
     notice(&problems.to_string());
@@ -94,11 +103,7 @@ impl ProgressReporter {
     /// Ends the bar and writes the summary: to stdout, or to stderr with `--json`.
     pub(super) fn finish(&self, summary: &str) {
         self.bar.finish_and_clear();
-        if self.json {
-            notice(summary);
-        } else {
-            print(summary);
-        }
+        summarize(summary, self.json);
     }
 }
 

@@ -2,7 +2,6 @@
 //! published, so that no outcome is missed.
 
 use std::convert::Infallible;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use super::Exit;
 use super::output::ProgressReporter;
@@ -186,7 +186,9 @@ impl OutcomeWaiter {
             counts.pending() == 0 || state.lost.lock().is_some()
         });
         tokio::select! {
-            in_time = within(options.timeout, ended) => if in_time { WaitEnd::Ended } else { WaitEnd::TimedOut },
+            in_time = timeout(options.timeout.unwrap_or(Duration::MAX), ended) => {
+                if in_time.is_ok() { WaitEnd::Ended } else { WaitEnd::TimedOut }
+            }
             Ok(()) = tokio::signal::ctrl_c() => WaitEnd::Interrupted,
             never = explain(&self.state, options.workers) => match never {},
         }
@@ -219,14 +221,6 @@ async fn explain(state: &WaitState, workers: &Workers) -> Infallible {
         }
         shown = cause;
     }
-}
-
-async fn within<T>(limit: Option<Duration>, future: impl Future<Output = T>) -> bool {
-    let Some(limit) = limit else {
-        future.await;
-        return true;
-    };
-    tokio::time::timeout(limit, future).await.is_ok()
 }
 
 fn exit(counts: OutcomeCounts, unpublished: u64) -> Exit {

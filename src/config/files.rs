@@ -47,9 +47,7 @@ impl ConfigFiles {
         }
         found
     }
-}
 
-impl ConfigFiles {
     /// The text of a file, or the reason why it cannot be read; `None` if there is no such file.
     pub(super) fn text_of(&self, path: &Path) -> Option<&Result<Arc<str>, String>> {
         self.files.iter().find(|file| file.path == path).map(|file| &file.text)

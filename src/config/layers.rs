@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize as _;
 use serde_json::{Map, Value};
 use toml::de::DeTable;
 
@@ -142,7 +143,7 @@ impl Layers {
     /// Adds the presets of `aws.flavor`, above the defaults and below everything else.
     pub(super) fn presets(&mut self) {
         let flavor = self.root.at(&["aws", "flavor"].map(str::to_owned)).map(TreeNode::value);
-        let Some(flavor) = flavor.as_ref().and_then(Value::as_str).and_then(Flavor::parse) else { return };
+        let Some(flavor) = flavor.and_then(|flavor| Flavor::deserialize(flavor).ok()) else { return };
         let place = Place { layer: self.origins.len(), line: 0 };
         self.origins.push(ValueOrigin::Flavor { flavor });
         for (key, value) in flavor.presets() {

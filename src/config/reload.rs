@@ -14,6 +14,9 @@ use super::load::{Loaded, load, load_files};
 use super::problems::{ConfigProblem, ConfigProblems, ValueOrigin};
 use super::watch::FileWatch;
 
+/// Variables of the environment.
+type Variables = Vec<(OsString, OsString)>;
+
 /// Sources of the configuration from the command line, and what was read from them last.
 #[derive(Debug, Clone, Default)]
 pub struct Reload {
@@ -80,13 +83,14 @@ impl Reload {
     /// # Errors
     /// Problems of no single file, or a defect of the program. Everything stays as it is.
     pub fn look(&mut self, requested: bool) -> Option<Result<Reloaded, ConfigProblems>> {
-        self.look_in(requested, std::env::vars_os)
+        self.look_in(requested, || std::env::vars_os().collect())
     }
 
-    fn look_in<E>(&mut self, requested: bool, environment: impl Fn() -> E) -> Option<Result<Reloaded, ConfigProblems>>
-    where
-        E: IntoIterator<Item = (OsString, OsString)>,
-    {
+    fn look_in(
+        &mut self,
+        requested: bool,
+        environment: impl Fn() -> Variables,
+    ) -> Option<Result<Reloaded, ConfigProblems>> {
         if !requested && !self.watch.poll(fingerprint(&self.files)) {
             return None;
         }
@@ -99,10 +103,7 @@ impl Reload {
         Some(reloaded)
     }
 
-    fn again_in<E>(&mut self, environment: impl Fn() -> E) -> Result<Reloaded, ConfigProblems>
-    where
-        E: IntoIterator<Item = (OsString, OsString)>,
-    {
+    fn again_in(&mut self, environment: impl Fn() -> Variables) -> Result<Reloaded, ConfigProblems> {
         self.watch.took(fingerprint(&self.files));
         let mut found = ConfigFiles::read(&self.files);
         let mut refused = self.keep_lost_directories(&mut found);

@@ -34,41 +34,28 @@ const MAX_DRAIN_TIMEOUT: Duration = Duration::from_hours(1);
 /// `raw.worker.id` must be set.
 pub(super) fn validate(raw: RawConfig, is_set: impl Fn(&str) -> bool) -> Result<Config, Vec<Invalid>> {
     let mut findings = Findings::default();
-    let RawConfig {
-        broker,
-        mut worker,
-        upload,
-        session,
-        aws,
-        source,
-        inline,
-        admin,
-        metrics,
-        check,
-        log,
-        destinations,
-    } = raw;
+    let RawConfig { mut worker, upload, session, metrics, check, .. } = raw;
     // The default is a maximum: lowering `slots` alone is not a conflict.
     if !is_set("worker.backfill_slots") {
         worker.backfill_slots = worker.backfill_slots.min(worker.slots.get());
     }
     check_upload(&upload, &mut findings);
-    let broker = broker::broker(broker, &mut findings);
+    let broker = broker::broker(raw.broker, &mut findings);
     check_worker(&worker, &upload, &mut findings);
     check_session(&session, &mut findings);
-    let aws = self::aws(&aws, &mut findings);
-    let source = source::source(source, &mut findings);
-    let inline = inline::inline(inline, &mut findings);
-    let admin = admin::admin(admin, &mut findings);
+    let aws = self::aws(&raw.aws, &mut findings);
+    let source = source::source(raw.source, &mut findings);
+    let inline = inline::inline(raw.inline, &mut findings);
+    let admin = admin::admin(raw.admin, &mut findings);
     let problem = "is out of range; give 1 to 100000 (each destination adds a dozen time series)";
     findings.require((1..=100_000).contains(&metrics.max_destinations), "metrics.max_destinations", problem);
     findings.networks("check.egress_addresses", &check.egress_addresses);
-    let log = self::log(log, &mut findings);
-    let destinations = Arc::new(self::destinations(destinations, &mut findings));
+    let log = self::log(raw.log, &mut findings);
+    let destinations = Arc::new(self::destinations(raw.destinations, &mut findings));
     inline::check_publishers(&broker, &destinations, &mut findings);
     check_access_points(&aws, &destinations, &mut findings);
-    if !findings.is_empty() {
-        return Err(findings.into_problems());
+    if !findings.0.is_empty() {
+        return Err(findings.0);
     }
     Ok(Config { broker, worker, upload, session, aws, source, inline, admin, metrics, check, log, destinations })
 }
@@ -185,7 +172,7 @@ fn destinations(raw: BTreeMap<String, RawDestination>, findings: &mut Findings) 
         let Some(id) = findings.parsed(&section, Some(DestinationId::parse(&name))) else { continue };
         match destination.validate(id.clone()) {
             Ok(destination) => drop(all.insert(id, Arc::new(destination))),
-            Err(found) => findings.extend(found.into_iter().map(|problem| problem.under(&section))),
+            Err(found) => findings.0.extend(found.into_iter().map(|problem| problem.under(&section))),
         }
     }
     all

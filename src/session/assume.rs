@@ -11,12 +11,13 @@ use aws_sdk_sts::operation::assume_role::AssumeRoleError;
 use tokio::time::Instant;
 
 use super::identity::{WorkerIdentity, endpoint};
-use crate::aws::errors::{AssumedRole, error_response, innermost, is_web_page, sts_table};
+use crate::aws::errors::{AssumedRole, error_response, is_web_page, sts_table};
 use crate::config::AwsConfig;
 use crate::domain::destination::{Auth, Destination, ExternalId, Region, RoleArn, home_region_of};
 use crate::domain::diagnosis;
 use crate::domain::outcome::{AwsError, Class, Failure, Reason};
 use crate::metrics::Metrics;
+use crate::runtime::causes::{causes, innermost};
 
 /// An assumed role that assumes another one gets an hour at most
 /// (<https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles.html#iam-term-role-chaining>).
@@ -161,7 +162,7 @@ where
             let hint = role.map(|role| diagnosis::hint(reason, &answer, role.destination)).unwrap_or_default();
             Failure { answer: Some(Box::new(answer)), ..Failure::new(reason, message).hint(hint) }
         }
-        _ if own_credentials_failed(error) => {
+        _ if causes(error).any(|cause| cause.is::<CredentialsError>()) => {
             let message = format!("the worker has no AWS credentials of its own: {}", credentials_problem(error));
             Failure::new(Reason::IdentityDenied, message)
                 .hint("give the worker a role or a key in the standard AWS way; no action is needed from the customer")
@@ -183,26 +184,10 @@ fn written<E>(error: &SdkError<E>, element: &str) -> Option<String> {
 /// Returns what the SDK says about credentials that it can't load: the answer of STS to the
 /// AssumeRole of the identity, or the innermost cause.
 fn credentials_problem(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(current) = cause {
-        if let Some(refused) = current.downcast_ref::<AssumeRoleError>() {
-            let (code, message) = (refused.code().unwrap_or("an error"), refused.message().unwrap_or_default());
-            return format!("STS answers {code} to the AssumeRole of its role: {message}");
-        }
-        cause = current.source();
-    }
-    innermost(error)
-}
-
-fn own_credentials_failed(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(current) = cause {
-        if current.downcast_ref::<CredentialsError>().is_some() {
-            return true;
-        }
-        cause = current.source();
-    }
-    false
+    let refused = causes(error).find_map(|cause| cause.downcast_ref::<AssumeRoleError>());
+    let Some(refused) = refused else { return innermost(error).to_string() };
+    let (code, message) = (refused.code().unwrap_or("an error"), refused.message().unwrap_or_default());
+    format!("STS answers {code} to the AssumeRole of its role: {message}")
 }
 
 #[cfg(test)]

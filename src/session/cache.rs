@@ -5,7 +5,6 @@ mod slot;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::future::Future;
 use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -29,6 +28,9 @@ pub(super) struct FetchedValue<V> {
     pub(super) lives: Option<Duration>,
 }
 
+/// Result of a fetch.
+type Fetched<V> = Result<FetchedValue<V>, Failure>;
+
 /// Result of a lookup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CacheLookup {
@@ -44,32 +46,6 @@ pub(super) struct Cache<K, V> {
     slots: moka::sync::Cache<K, Arc<CacheSlot<V>>>,
     refresh_before: Duration,
     denied_for: Duration,
-    clock: Clock,
-}
-
-/// Clock that tests can advance.
-#[derive(Debug, Default)]
-struct Clock {
-    #[cfg(test)]
-    ahead: parking_lot::Mutex<Duration>,
-}
-
-impl Clock {
-    #[cfg(not(test))]
-    #[expect(clippy::unused_self, reason = "tests put it forward")]
-    fn now(&self) -> Instant {
-        Instant::now()
-    }
-
-    #[cfg(test)]
-    fn now(&self) -> Instant {
-        Instant::now() + *self.ahead.lock()
-    }
-
-    #[cfg(test)]
-    fn advance(&self, by: Duration) {
-        *self.ahead.lock() += by;
-    }
 }
 
 impl<K, V> Cache<K, V>
@@ -84,7 +60,7 @@ where
             .eviction_policy(moka::policy::EvictionPolicy::lru())
             .time_to_idle(idle)
             .build();
-        Self { slots, refresh_before, denied_for, clock: Clock::default() }
+        Self { slots, refresh_before, denied_for }
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -98,7 +74,7 @@ where
         let mut found = HashMap::new();
         for (key, slot) in &self.slots {
             if wanted.contains_key(key.as_ref()) {
-                found.insert(key, slot.known(self.clock.now()));
+                found.insert(key, slot.known());
             }
         }
         keys.iter().map(|key| found.get(key).copied().unwrap_or(SessionStatus::Absent)).collect()
@@ -106,14 +82,14 @@ where
 
     /// Fetches a value whatever is cached, and replaces it. If that fails, a value that is still
     /// valid stays, while a cached denial is replaced by the new one.
-    pub(super) async fn refresh<F, Fut>(&self, key: K, fetch: F) -> (CacheLookup, Result<V, Failure>)
-    where
-        F: FnOnce() -> Fut,
-        Fut: Future<Output = Result<FetchedValue<V>, Failure>>,
-    {
+    pub(super) async fn refresh(
+        &self,
+        key: K,
+        fetch: impl Future<Output = Fetched<V>>,
+    ) -> (CacheLookup, Result<V, Failure>) {
         let slot = self.slot(key);
         let mut flights = slot.flight.lock().await;
-        let fetched = fetch().await;
+        let fetched = fetch.await;
         slot.forget_refusal();
         // Until then, and after a failure, callers keep using a valid value.
         let answer = match fetched {
@@ -122,7 +98,7 @@ where
                 slot.waited_for.store(flights.count, Ordering::Release);
                 Err(failure)
             }
-            fetched => self.fetch_into(&slot, &mut flights, || std::future::ready(fetched)).await,
+            fetched => self.record(&slot, &mut flights, fetched),
         };
         (CacheLookup::Fetched, answer)
     }
@@ -140,19 +116,19 @@ where
     }
 
     /// Returns the value of `key`, fetched at most once for all concurrent callers.
-    pub(super) async fn get<F, Fut>(&self, key: K, fetch: F) -> (CacheLookup, Result<V, Failure>)
-    where
-        F: FnOnce() -> Fut,
-        Fut: Future<Output = Result<FetchedValue<V>, Failure>>,
-    {
+    pub(super) async fn get(
+        &self,
+        key: K,
+        fetch: impl Future<Output = Fetched<V>>,
+    ) -> (CacheLookup, Result<V, Failure>) {
         let slot = self.slot(key);
-        if let Some(answer) = slot.answer(self.clock.now() + self.refresh_before, self.clock.now()) {
+        if let Some(answer) = slot.answer(self.refresh_before) {
             return (CacheLookup::Hit, answer);
         }
-        let old = slot.answer(self.clock.now() + MIN_REMAINING_LIFETIME, self.clock.now());
+        let old = slot.answer(MIN_REMAINING_LIFETIME);
         let waited_for = slot.waited_for.load(Ordering::Acquire);
         let mut flights = match (slot.flight.try_lock(), old) {
-            (Ok(flights), Some(old)) if flights.next_renewal.is_some_and(|at| at > self.clock.now()) => {
+            (Ok(flights), Some(old)) if flights.next_renewal.is_some_and(|at| at > Instant::now()) => {
                 return (CacheLookup::Hit, old);
             }
             (Ok(flights), _) => flights,
@@ -160,65 +136,54 @@ where
             (Err(_), Some(old)) => return (CacheLookup::Hit, old),
             (Err(_), None) => slot.flight.lock().await,
         };
-        if let Some(answer) = slot.answer(self.clock.now() + self.refresh_before, self.clock.now()) {
+        if let Some(answer) = slot.answer(self.refresh_before) {
             return (CacheLookup::Waited, answer);
         }
         if let Some(failure) = flights.failure.clone().filter(|_| flights.count > waited_for) {
             return (CacheLookup::Waited, Err(failure));
         }
-        (CacheLookup::Fetched, self.fetch_into(&slot, &mut flights, fetch).await)
+        (CacheLookup::Fetched, self.record(&slot, &mut flights, fetch.await))
     }
 
     /// Returns a value that is not `stale`; fetches one unless another caller already replaced it.
     /// A cached denial is returned.
-    pub(super) async fn renew<F, Fut>(
+    pub(super) async fn renew(
         &self,
         key: K,
         stale: impl Fn(&V) -> bool,
-        fetch: F,
-    ) -> (CacheLookup, Result<V, Failure>)
-    where
-        F: FnOnce() -> Fut,
-        Fut: Future<Output = Result<FetchedValue<V>, Failure>>,
-    {
+        fetch: impl Future<Output = Fetched<V>>,
+    ) -> (CacheLookup, Result<V, Failure>) {
         let slot = self.slot(key);
         let mut flights = slot.flight.lock().await;
-        match slot.answer(self.clock.now() + self.refresh_before, self.clock.now()) {
+        match slot.answer(self.refresh_before) {
             Some(Ok(value)) if stale(&value) => {}
             Some(answer) => return (CacheLookup::Waited, answer),
             None => {}
         }
         slot.set(CacheState::Empty);
-        (CacheLookup::Fetched, self.fetch_into(&slot, &mut flights, fetch).await)
+        (CacheLookup::Fetched, self.record(&slot, &mut flights, fetch.await))
     }
 
     fn slot(&self, key: K) -> Arc<CacheSlot<V>> {
         self.slots.get(&key).unwrap_or_else(|| self.slots.get_with(key, Arc::default))
     }
 
-    async fn fetch_into<F, Fut>(&self, slot: &CacheSlot<V>, flights: &mut Flights, fetch: F) -> Result<V, Failure>
-    where
-        F: FnOnce() -> Fut,
-        Fut: Future<Output = Result<FetchedValue<V>, Failure>>,
-    {
-        let fetched = fetch().await;
+    fn record(&self, slot: &CacheSlot<V>, flights: &mut Flights, fetched: Fetched<V>) -> Result<V, Failure> {
         flights.count += 1;
         flights.failure = fetched.as_ref().err().cloned();
-        flights.next_renewal = fetched.is_err().then(|| self.clock.now() + RENEWAL_RETRY_DELAY);
+        flights.next_renewal = fetched.is_err().then(|| Instant::now() + RENEWAL_RETRY_DELAY);
         slot.waited_for.store(flights.count, Ordering::Release);
         match fetched {
             Ok(FetchedValue { value, lives }) => {
-                let since = self.clock.now();
+                let since = Instant::now();
                 slot.set(CacheState::Cached { value: value.clone(), since, ends: lives.map(|lives| since + lives) });
                 Ok(value)
             }
             Err(failure) if failure.class() == Class::Destination => {
-                slot.set(CacheState::Denied { failure: failure.clone(), until: self.clock.now() + self.denied_for });
+                slot.set(CacheState::Denied { failure: failure.clone(), until: Instant::now() + self.denied_for });
                 Err(failure)
             }
-            Err(failure) => {
-                slot.answer(self.clock.now() + MIN_REMAINING_LIFETIME, self.clock.now()).unwrap_or(Err(failure))
-            }
+            Err(failure) => slot.answer(MIN_REMAINING_LIFETIME).unwrap_or(Err(failure)),
         }
     }
 }

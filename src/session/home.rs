@@ -90,21 +90,9 @@ impl Sessions {
         sts_region(&self.aws, known.as_ref(), &self.identity)
     }
 
-    /// Asks STS at home if it accepts the worker; cached briefly, with single flight.
-    async fn accepted_at_home(&self) -> Result<Instant, Failure> {
-        in_time(self.home.accepted.get((), || self.ask_home())).await
-    }
-
-    /// As [`Sessions::accepted_at_home`] without the cache.
+    /// Asks STS at home if it accepts the worker, whatever is cached.
     pub(super) async fn accepted_at_home_now(&self) -> Result<Instant, Failure> {
-        in_time(self.home.accepted.refresh((), || self.ask_home())).await
-    }
-
-    /// As [`Sessions::accepted_at_home`], asked after `refused_at`: an earlier acceptance does not
-    /// contradict a refusal.
-    async fn accepted_at_home_since(&self, refused_at: Instant) -> Result<Instant, Failure> {
-        let earlier = |asked_at: &Instant| *asked_at < refused_at;
-        in_time(self.home.accepted.renew((), earlier, || self.ask_home())).await
+        in_time(self.home.accepted.refresh((), self.ask_home())).await
     }
 
     /// Calls GetCallerIdentity at home. It needs no permission, but the policy of a VPC endpoint
@@ -152,7 +140,9 @@ impl Sessions {
         }
         let asked = sts_region(&self.aws, Some(region), &self.identity);
         self.home.refused_in(&asked);
-        match self.accepted_at_home_since(Instant::now()).await {
+        // An earlier acceptance does not contradict a refusal.
+        let (refused_at, ask) = (Instant::now(), self.ask_home());
+        match in_time(self.home.accepted.renew((), |asked_at| *asked_at < refused_at, ask)).await {
             Err(home) if home.class() == Class::Transient => {
                 let message = format!("{failure} (from STS in {asked}; STS in the home region did not answer: {home})");
                 Failure::new(Reason::StsUnavailable, message)
@@ -191,7 +181,7 @@ impl Sessions {
     pub async fn judged_at_home(&self, failure: Failure) -> Failure {
         let operation = failure.answer.as_deref().map(|answer| answer.operation);
         let of_s3 = failure.class() == Class::Worker && operation != Some("AssumeRole");
-        if !of_s3 || !self.has_sts() || self.accepted_at_home().await.is_err() {
+        if !of_s3 || !self.has_sts() || in_time(self.home.accepted.get((), self.ask_home())).await.is_err() {
             return failure;
         }
         let message =

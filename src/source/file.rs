@@ -3,7 +3,6 @@
 
 mod open;
 
-use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -29,6 +28,7 @@ const DIGEST_STRIDE: u64 = 32 * 1024 * 1024;
 ///
 /// Every range can be read any number of times and from any thread. Unlinking the file or replacing
 /// it by a rename does not affect the open one. [`FileSource::verify_unchanged`] detects writes.
+#[derive(Debug)]
 pub struct FileSource {
     file: File,
     path: PathBuf,
@@ -212,12 +212,6 @@ impl FileSource {
             offset += read as u64;
         }
         Ok((hasher, offset))
-    }
-}
-
-impl fmt::Debug for FileSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FileSource").field("path", &self.path).field("opened", &self.opened).finish_non_exhaustive()
     }
 }
 

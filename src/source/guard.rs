@@ -17,6 +17,7 @@ use url::{Host, Url};
 
 use crate::config::SourceConfig;
 use crate::domain::outcome::{Failure, Reason};
+use crate::runtime::causes::causes;
 use addresses::{carried_v4, forbidden_kind, never_allowed};
 
 /// The rules of `[source]` for URLs. Also the resolver of the http client.
@@ -116,7 +117,7 @@ pub(crate) struct ForbiddenAddress {
 impl ForbiddenAddress {
     /// Returns the forbidden address that caused an error of the http client, if one did.
     pub(super) fn behind<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
-        std::iter::successors(Some(error), |error| (*error).source()).find_map(|error| error.downcast_ref())
+        causes(error).find_map(|error| error.downcast_ref())
     }
 }
 

@@ -12,7 +12,6 @@ pub(crate) mod response;
 
 pub(super) use response::{covers_the_whole, is_chunked};
 
-use std::error::Error;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -25,6 +24,7 @@ use super::guard::{ForbiddenAddress, RedactedUrl, UrlGuard};
 use super::resume::{self, OpenedSource, Origin, OriginResponse, ReadLimits, ResponseBody};
 use crate::domain::job::lease::SourceMark;
 use crate::domain::outcome::{Failure, Reason};
+use crate::runtime::causes::innermost;
 use response::{header_text, marks_its_end};
 
 const MAX_REDIRECTS: usize = 3;
@@ -201,10 +201,7 @@ fn request_failure(at: &Url, error: &reqwest::Error) -> Failure {
 /// Returns the innermost cause: the outer ones only say "error sending request", with the whole
 /// URL.
 fn innermost_cause(error: &reqwest::Error) -> String {
-    let mut innermost: &dyn Error = error;
-    while let Some(inner) = innermost.source() {
-        innermost = inner;
-    }
+    let innermost = innermost(error);
     // An error of reqwest itself would show the URL and its query.
     if innermost.is::<reqwest::Error>() { "the request failed".into() } else { innermost.to_string() }
 }

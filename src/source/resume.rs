@@ -159,7 +159,9 @@ struct ResumingReader {
 impl ResumingReader {
     async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
         loop {
-            let item = self.throughput.next(&mut self.response.body).await.map_err(|failure| self.named(failure))?;
+            let item = self.throughput.next(&mut self.response.body).await;
+            let named = |failure: &Failure| format!("{} {}", self.origin.name(), failure.message);
+            let item = item.map_err(|failure| Failure { message: named(&failure), ..failure })?;
             let cause = match item {
                 Some(Ok(chunk)) => {
                     self.advance(chunk.len() as u64);
@@ -210,11 +212,6 @@ impl ResumingReader {
             }
         }
         Err(last)
-    }
-
-    fn named(&self, mut failure: Failure) -> Failure {
-        failure.message = format!("{} {}", self.origin.name(), failure.message);
-        failure
     }
 }
 

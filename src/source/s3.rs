@@ -1,26 +1,26 @@
 //! `s3://` sources in the staging buckets, read with the worker's own identity.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 pub(super) use aws_sdk_s3::Client;
-use aws_sdk_s3::config::{Builder, ConfigBag, Intercept, ResponseChecksumValidation, RuntimeComponents};
-use aws_sdk_s3::error::{BoxError, SdkError};
+use aws_sdk_s3::config::{Builder, ResponseChecksumValidation};
+use aws_sdk_s3::error::SdkError;
 use aws_sdk_s3::operation::get_object::builders::GetObjectFluentBuilder;
 use aws_sdk_s3::operation::get_object::{GetObjectError, GetObjectOutput};
 use aws_sdk_s3::primitives::ByteStream;
-use aws_smithy_runtime_api::client::interceptors::context::BeforeDeserializationInterceptorContextRef;
 use futures_util::stream;
 
 use super::https::{covers_the_whole, is_chunked};
 use super::resume::{self, OpenedSource, Origin, OriginResponse, ReadLimits, ResponseBody};
-use crate::aws::errors::{innermost, staging_failure, status_label};
+use crate::aws::errors::{staging_failure, status_label};
+use crate::aws::headers::KeptHeader;
 use crate::domain::destination::{AccountId, BucketName};
 use crate::domain::job::lease::SourceMark;
 use crate::domain::outcome::{Failure, Reason};
 use crate::domain::staging::{SourceReader, StagingPlace};
 use crate::metrics::Metrics;
+use crate::runtime::causes::innermost;
 
 /// Reads from the staging buckets; one for all jobs.
 #[derive(Debug, Clone)]
@@ -115,7 +115,7 @@ impl S3Source {
 fn body(body: ByteStream) -> ResponseBody {
     Box::pin(stream::unfold(body, |mut body| async move {
         let item = body.next().await?;
-        Some((item.map_err(|error| innermost(&error)), body))
+        Some((item.map_err(|error| innermost(&error).to_string()), body))
     }))
 }
 
@@ -131,16 +131,17 @@ struct S3Origin {
 impl S3Origin {
     /// Returns the response, and true if the transport marks the end of its body.
     async fn get(&self, from: Option<u64>) -> Result<(GetObjectOutput, bool), Failure> {
-        let chunked = ChunkedHeader::default();
+        // Chunks mark the end of a body. The SDK's output does not tell.
+        let codings = KeptHeader::new("transfer-encoding");
         let mut request = self.source.client.get_object().bucket(&self.bucket).key(&self.key);
         request = request.set_expected_bucket_owner(self.owner.as_ref().map(ToString::to_string));
         if let Some(from) = from {
             request = request.range(format!("bytes={from}-")).if_match(&self.etag);
         }
-        let answered = self.source.limits.in_time(self.name(), send(request, chunked.clone())).await;
+        let answered = self.source.limits.in_time(self.name(), send(request, codings.clone())).await;
         self.source.metrics.s3_request("GetObject", status_label(&answered));
         let output = answered?.map_err(|error| staging_failure(&self.name(), &error))?;
-        Ok((output, chunked.0.load(Ordering::Relaxed)))
+        Ok((output, codings.get().as_deref().is_some_and(is_chunked)))
     }
 
     /// Returns the body, if it is the requested range. The entity tag is checked because some
@@ -164,31 +165,10 @@ impl S3Origin {
 /// object with the requested range. Length, entity tag and the job's digest are checked instead.
 async fn send(
     request: GetObjectFluentBuilder,
-    chunked: ChunkedHeader,
+    codings: KeptHeader,
 ) -> Result<GetObjectOutput, SdkError<GetObjectError>> {
     let plain = Builder::new().response_checksum_validation(ResponseChecksumValidation::WhenRequired);
-    request.customize().config_override(plain).interceptor(chunked).send().await
-}
-
-/// True once a response had chunks, whose end is marked. The SDK's output does not tell.
-#[derive(Debug, Clone, Default)]
-struct ChunkedHeader(Arc<AtomicBool>);
-
-impl Intercept for ChunkedHeader {
-    fn name(&self) -> &'static str {
-        "ChunkedHeader"
-    }
-
-    fn read_before_deserialization(
-        &self,
-        context: &BeforeDeserializationInterceptorContextRef<'_>,
-        _: &RuntimeComponents,
-        _: &mut ConfigBag,
-    ) -> Result<(), BoxError> {
-        let codings = context.response().headers().get("transfer-encoding");
-        self.0.store(codings.is_some_and(is_chunked), Ordering::Relaxed);
-        Ok(())
-    }
+    request.customize().config_override(plain).interceptor(codings).send().await
 }
 
 #[async_trait]

@@ -1,7 +1,6 @@
 //! Export of spans by OTLP over HTTP in protobuf, from a thread of its own. Failures never affect
 //! the worker: spans that the collector does not accept are dropped.
 
-use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -67,16 +66,11 @@ fn traces_url(endpoint: &Url) -> String {
 
 /// An HTTP client on a runtime of its own, so that a busy worker does not delay spans, nor spans
 /// the worker.
+#[derive(Debug)]
 struct CollectorClient {
     http: reqwest::Client,
     runtime: tokio::runtime::Runtime,
     failing: AtomicBool,
-}
-
-impl fmt::Debug for CollectorClient {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CollectorClient").finish_non_exhaustive()
-    }
 }
 
 impl CollectorClient {

@@ -30,7 +30,7 @@ const MAX_RETRY_DELAY: Duration = Duration::from_secs(5);
 /// Calls that every destination allows, so that their denial may be that of an expired session.
 const WRITES: [&str; 4] = ["PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"];
 /// Time-out of every call, beside the time for its bytes.
-const BASE_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const BASE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Calls into one destination.
 #[derive(Debug, Clone)]
@@ -46,22 +46,21 @@ pub(super) struct Calls {
 }
 
 impl Calls {
-    /// Calls until there is an answer, the retries are used up, or a retry can't help.
-    ///
-    /// `bytes` is the length of the body: the time-out allows for it at `min_rate`. `ambiguous` of
-    /// the error is true if any of the tries may have taken effect.
-    pub(super) async fn call<T, E, F, Fut>(&self, operation: &'static str, bytes: u64, send: F) -> Result<T, CallError>
-    where
-        E: ProvideErrorMetadata + std::error::Error + 'static,
-        F: Fn(aws_sdk_s3::Client) -> Fut,
-        Fut: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
-    {
-        let limit = BASE_TIMEOUT + Duration::from_secs(bytes / self.min_rate.max(1));
-        self.call_within(operation, limit, send).await
+    /// The account that must own the bucket, if one is configured.
+    pub(super) fn owner(&self) -> Option<String> {
+        self.destination.expected_bucket_owner.as_ref().map(|owner| owner.as_str().to_owned())
     }
 
-    /// As [`Calls::call`] with a time-out of its own for each try.
-    pub(super) async fn call_within<T, E, F, Fut>(
+    /// Time-out of a try that sends `bytes`, at [`Calls::min_rate`] or faster.
+    pub(super) fn limit(&self, bytes: u64) -> Duration {
+        BASE_TIMEOUT + Duration::from_secs(bytes / self.min_rate.max(1))
+    }
+
+    /// Calls until there is an answer, the retries are used up, or a retry can't help.
+    ///
+    /// `limit` is the time-out of each try. `ambiguous` of the error is true if any of the tries may
+    /// have taken effect.
+    pub(super) async fn call<T, E, F, Fut>(
         &self,
         operation: &'static str,
         limit: Duration,

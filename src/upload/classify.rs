@@ -14,11 +14,11 @@ use crate::domain::outcome::{AwsError, Failure, Reason, denied_action};
 
 /// Failed call: the failure, the signal for the upload, and if the request may have taken effect.
 #[derive(Debug)]
-pub(super) struct CallError {
-    pub(super) failure: Failure,
+pub(crate) struct CallError {
+    pub(crate) failure: Failure,
     pub(super) signal: ErrorSignal,
     /// True if no clear answer came: S3 may have done what was asked.
-    pub(super) ambiguous: bool,
+    pub(crate) ambiguous: bool,
 }
 
 impl CallError {
@@ -28,7 +28,7 @@ impl CallError {
 }
 
 /// Classifies an error of `operation` (the API's name).
-pub(super) fn classify<E>(
+pub(crate) fn classify<E>(
     operation: &'static str,
     error: &SdkError<E, HttpResponse>,
     destination: &Destination,
@@ -59,19 +59,6 @@ where
             format!("{operation}: the request could not be built; the key or a header of the object is not allowed"),
         )),
     }
-}
-
-/// Classifies as [`classify`]; returns the failure, and true if the request may have taken effect.
-pub(crate) fn classify_call<E>(
-    operation: &'static str,
-    error: &SdkError<E, HttpResponse>,
-    destination: &Destination,
-) -> (Failure, bool)
-where
-    E: ProvideErrorMetadata + std::error::Error + 'static,
-{
-    let CallError { failure, ambiguous, .. } = classify(operation, error, destination);
-    (failure, ambiguous)
 }
 
 /// Returns true for a refusal that is a web page. Of errors of servers, S3 sends pages, too.

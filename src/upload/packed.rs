@@ -12,25 +12,17 @@ use crate::source::compress::Packer;
 /// Cuts a compressed stream into parts in memory.
 pub(super) struct PackedReader {
     packer: Packer,
-    number: u32,
+    /// Number of the last part.
+    pub(super) number: u32,
     budget: Budget,
-    ended: bool,
+    /// True once the last part was given.
+    pub(super) ended: bool,
 }
 
 impl PackedReader {
     /// `after` is the number of the part that ends where `packer` begins; 0 at the start.
     pub(super) fn new(packer: Packer, budget: Budget, after: u32) -> Self {
         Self { packer, number: after, budget, ended: false }
-    }
-
-    /// True once the last part was given.
-    pub(super) fn ended(&self) -> bool {
-        self.ended
-    }
-
-    /// The number of the part that comes next.
-    pub(super) fn next_number(&self) -> u32 {
-        self.number + 1
     }
 
     /// Returns the next part, of at least `size` bytes unless it is the last; `None` when the

@@ -77,23 +77,21 @@ impl Part {
         Self { number, length, crc, packed: None, bytes }
     }
 
+    /// Bytes in memory that are the only part, with their checksum if it is wanted.
+    pub(super) fn whole(bytes: Bytes, checked: bool) -> Self {
+        let crc = checked.then(|| crc_fast::checksum(CrcAlgorithm::Crc64Nvme, &bytes));
+        Self::of_memory(1, bytes, crc, None)
+    }
+
     /// Marks the end of the part as a position at which the compression can resume.
     pub(super) fn ending_at(self, end: PackedEnd) -> Self {
         Self { packed: Some(end), ..self }
     }
 
-    /// The bytes, once more.
-    pub(super) fn body(&self) -> ByteStream {
-        self.body_through(None)
-    }
-
-    /// The bytes of a file, once more. Their checksum is computed in passing and is in `passage`
-    /// once the last byte was read. That of bytes in memory is not computed.
-    pub(super) fn body_in_passing(&self, passage: Passage) -> ByteStream {
-        self.body_through(Some(passage))
-    }
-
-    fn body_through(&self, passage: Option<Passage>) -> ByteStream {
+    /// The bytes, once more. The checksum of those of a file is computed in passing and is in
+    /// `passage`, if there is one, once the last byte was read. That of bytes in memory is not
+    /// computed.
+    pub(super) fn body(&self, passage: Option<Passage>) -> ByteStream {
         match &self.bytes {
             PartBytes::Memory { bytes, .. } => ByteStream::from(bytes.clone()),
             PartBytes::File { file, offset, pool } => {
@@ -145,8 +143,7 @@ pub(super) async fn read_small(file: &Arc<FileSource>, pool: &Pool, checked: boo
         }
         buffer = filled;
     }
-    let crc = checked.then(|| crc_fast::checksum(CrcAlgorithm::Crc64Nvme, &buffer[..length]));
-    Ok(Part::of_memory(1, pool.wrap(buffer, length), crc, None))
+    Ok(Part::whole(pool.wrap(buffer, length), checked))
 }
 
 /// Feeds the bytes of a file from `offset` on to a digest.
@@ -227,7 +224,8 @@ pub(super) struct PartReader {
     chunks: Chunks,
     left_over: Bytes,
     ended: bool,
-    number: u32,
+    /// Number of the last part.
+    pub(super) number: u32,
     budget: Budget,
     checked: bool,
 }
@@ -241,11 +239,6 @@ impl PartReader {
     /// True once the source has ended; parts may still be on their way.
     pub(super) fn ended(&self) -> bool {
         self.ended && self.left_over.is_empty()
-    }
-
-    /// The number of the part that comes next.
-    pub(super) fn next_number(&self) -> u32 {
-        self.number + 1
     }
 
     /// The next part, of `size` bytes unless it is the last; `None` when the source has ended.

@@ -8,13 +8,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::call::Calls;
+use super::call::{BASE_TIMEOUT, Calls};
 use super::multipart::{Aborted, MultipartUpload};
 use super::part::Part;
-use super::{Progress, Target, Uploaded, empty_crc, single};
-use crate::domain::destination::{Checksum, Destination, ObjectKey, Region};
+use super::{Progress, Target, single};
+use crate::domain::destination::{Destination, ObjectKey, Region};
 use crate::domain::job::{IfExists, ObjectAttributes};
 use crate::domain::outcome::{Failure, Reason};
 
@@ -75,7 +76,7 @@ impl BucketProbe {
 
     /// Returns the expected owner if the call should check it.
     fn owner(&self, demanded: bool) -> Option<String> {
-        self.target().owner().filter(|_| demanded)
+        self.calls.owner().filter(|_| demanded)
     }
 
     /// Returns the region of the bucket; `None` if the server names none. Without `owner` the
@@ -85,7 +86,7 @@ impl BucketProbe {
             let bucket = self.destination().bucket.as_str();
             let reply = self
                 .calls
-                .call("GetBucketLocation", 0, |client| {
+                .call("GetBucketLocation", BASE_TIMEOUT, |client| {
                     client.get_bucket_location().bucket(bucket).set_expected_bucket_owner(self.owner(owner)).send()
                 })
                 .await?;
@@ -106,7 +107,7 @@ impl BucketProbe {
         Box::pin(async move {
             let bucket = self.destination().bucket.as_str();
             self.calls
-                .call("ListObjectsV2", 0, |client| {
+                .call("ListObjectsV2", BASE_TIMEOUT, |client| {
                     client
                         .list_objects_v2()
                         .bucket(bucket)
@@ -130,9 +131,7 @@ impl BucketProbe {
                 Ok(open) => open,
                 Err(failure) => return (Err(failure), ProbeResidue::Nothing),
             };
-            let checked = self.destination().checksum == Checksum::Crc64Nvme;
-            let crc = checked.then(|| crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, BYTE));
-            let part = Part::of_memory(1, bytes::Bytes::from_static(BYTE), crc, None);
+            let part = Part::whole(Bytes::from_static(BYTE), target.wants_checksum());
             let sent = within(until, open.send(&part)).await;
             let aborted = within(abort_until, async { Ok(open.try_abort().await) }).await.unwrap_or(Aborted::Unknown);
             match (sent, aborted) {
@@ -151,10 +150,8 @@ impl BucketProbe {
     pub fn write(&self) -> Boxed<'_, Result<(), Failure>> {
         Box::pin(async move {
             let target = self.target();
-            let nothing = Part::of_memory(1, bytes::Bytes::new(), empty_crc(&target), None);
-            match single::put(&self.calls, &target, &nothing).await? {
-                Uploaded::Stored(_) | Uploaded::KeptExisting | Uploaded::Stale => Ok(()),
-            }
+            let nothing = Part::whole(Bytes::new(), target.wants_checksum());
+            single::put(&self.calls, &target, &nothing).await.map(drop)
         })
     }
 
@@ -163,7 +160,7 @@ impl BucketProbe {
         Box::pin(async move {
             let bucket = self.destination().bucket.as_str();
             self.calls
-                .call("DeleteObject", 0, |client| {
+                .call("DeleteObject", BASE_TIMEOUT, |client| {
                     client
                         .delete_object()
                         .bucket(bucket)

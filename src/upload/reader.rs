@@ -27,15 +27,15 @@ impl ChunkReader {
 
     pub(super) fn next_number(&self) -> u32 {
         match self {
-            Self::Raw(reader) => reader.next_number(),
-            Self::Packed(reader) => reader.next_number(),
+            Self::Raw(reader) => reader.number + 1,
+            Self::Packed(reader) => reader.number + 1,
         }
     }
 
     pub(super) fn ended(&self) -> bool {
         match self {
             Self::Raw(reader) => reader.ended(),
-            Self::Packed(reader) => reader.ended(),
+            Self::Packed(reader) => reader.ended,
         }
     }
 

@@ -22,7 +22,7 @@ use std::time::{Duration, SystemTime};
 use aws_sdk_s3::types::Object;
 use md5::{Digest as _, Md5};
 
-use super::call::Calls;
+use super::call::{BASE_TIMEOUT, Calls};
 use super::classify::{CallError, ErrorSignal};
 use super::part::Part;
 use super::{Target, Uploaded};
@@ -135,13 +135,13 @@ fn etag_of_parts(parts: &[PartDone]) -> Option<String> {
 /// Lists the exact key; `None` if there is no such object.
 async fn list(calls: &Calls, target: &Target<'_>) -> Result<Option<Object>, CallError> {
     let listed = calls
-        .call("ListObjectsV2", 0, |client| {
+        .call("ListObjectsV2", BASE_TIMEOUT, |client| {
             client
                 .list_objects_v2()
                 .bucket(target.destination.bucket.as_str())
                 .prefix(target.key.as_str())
                 .max_keys(1)
-                .set_expected_bucket_owner(target.owner())
+                .set_expected_bucket_owner(calls.owner())
                 .send()
         })
         .await?;

@@ -17,9 +17,10 @@ pub fn fits(checkpoint: &Checkpoint, destination: &Destination, key: &ObjectKey,
     let cut = match checkpoint.sizes {
         PartSizes::Even { part_size, parts } => {
             let length = checkpoint.source.length.unwrap_or_default();
+            let due = |number: u32| part_size.min(length.saturating_sub(u64::from(number - 1) * part_size));
             compression == Compression::None
                 && length.div_ceil(part_size) == u64::from(parts)
-                && even(checkpoint, length)
+                && checkpoint.parts.iter().all(|part| part.length == due(part.number))
         }
         PartSizes::Growing { .. } => compression == Compression::None,
         PartSizes::Packed { .. } => compression != Compression::None,
@@ -29,13 +30,6 @@ pub fn fits(checkpoint: &Checkpoint, destination: &Destination, key: &ObjectKey,
         && checkpoint.kms_key_arn.as_deref() == kms
         && destination.algorithm.is_none_or(|asked| checkpoint.encryption.algorithm.as_deref() == Some(asked.as_str()))
         && checkpoint.checked == (destination.checksum == Checksum::Crc64Nvme)
-}
-
-/// Returns true if each part has its planned length.
-fn even(checkpoint: &Checkpoint, length: u64) -> bool {
-    let PartSizes::Even { part_size, .. } = checkpoint.sizes else { return true };
-    let due = |number: u32| part_size.min(length.saturating_sub(u64::from(number - 1) * part_size));
-    checkpoint.parts.iter().all(|part| part.length == due(part.number))
 }
 
 /// Returns the offset in the source of the first part that remains to be sent. Files are read by

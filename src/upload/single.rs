@@ -15,16 +15,16 @@ pub(super) async fn put(calls: &Calls, target: &Target<'_>, part: &Part) -> Resu
     let crc = part.crc.map(verify::crc_text);
     let put = async || {
         reconcile::check_free(calls, target, "PutObject").await?;
-        let sent = calls.call("PutObject", part.length, |client| {
+        let sent = calls.call("PutObject", calls.limit(part.length), |client| {
             let request = client
                 .put_object()
                 .bucket(target.destination.bucket.as_str())
                 .key(target.key.as_str())
                 .content_length(i64::try_from(part.length).unwrap_or(i64::MAX))
                 .set_checksum_crc64_nvme(crc.clone())
-                .set_expected_bucket_owner(target.owner())
+                .set_expected_bucket_owner(calls.owner())
                 .set_if_none_match(conditional(target))
-                .body(part.body());
+                .body(part.body(None));
             let request = object_headers!(request, target);
             request.customize().disable_payload_signing().send()
         });
@@ -51,13 +51,11 @@ pub(super) async fn put(calls: &Calls, target: &Target<'_>, part: &Part) -> Resu
     Ok(Uploaded::Stored(Receipt {
         bytes: part.length,
         source_bytes: part.packed.map_or(part.length, |end| end.source),
-        parts: 0,
         etag: reply.e_tag,
         version_id: reply.version_id,
         checksum_crc64nvme: crc,
         encryption: Some(encryption),
-        resumed: false,
-        length_unproven: false,
+        ..Receipt::default()
     }))
 }
 

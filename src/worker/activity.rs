@@ -26,7 +26,7 @@ pub use throughput::Throughput;
 use throughput::{ThroughputRecorder, TransferTotals};
 
 /// Running transfers, and a bounded record of ended ones.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Activity {
     next: AtomicU64,
     running: Mutex<RunningTransfers>,
@@ -98,17 +98,6 @@ pub(super) struct TransferEntry {
     pub(super) attempt: u32,
     pub(super) size: Option<u64>,
     pub(super) progress: Arc<Progress>,
-}
-
-impl Default for Activity {
-    fn default() -> Self {
-        Self {
-            next: AtomicU64::default(),
-            running: Mutex::default(),
-            ended: Mutex::default(),
-            throughput: Mutex::new(ThroughputRecorder::new(Instant::now())),
-        }
-    }
 }
 
 impl Activity {

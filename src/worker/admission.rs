@@ -30,15 +30,14 @@ use tokio_util::sync::CancellationToken;
 use super::cancellations::Cancellations;
 use super::decode::DecodedJob;
 use super::generations::{Generations, ObjectLocks};
-use super::parts::{WorkerClock, WorkerParts};
+use super::parts::WorkerParts;
 use super::reports::FleetReports;
 use crate::domain::destination::{Destination, DestinationIdentity};
 use crate::domain::fleet::FleetShare;
 use crate::domain::lane::Lane;
 use crate::domain::outcome::{RetryDelay, TransferResult};
 use crate::domain::routing_key;
-use crate::metrics::Metrics;
-use crate::queue::{Delivery, Queue};
+use crate::queue::Delivery;
 pub use circuit::CircuitView;
 pub(super) use circuit::SharedChange;
 use circuit::{CircuitBreakers, CircuitState};
@@ -46,11 +45,15 @@ pub(super) use deferral::Deferral;
 use fault::FaultObserver;
 pub(super) use fault::ObservedEnd;
 pub(super) use health::WorkerHealth;
+#[cfg(test)]
+pub(super) use limits::Deferred;
 pub use limits::WaitingJobs;
 use limits::{DestinationLimits, DestinationPermit, IMMINENT_WAIT, LimitDecision};
+use outage::OutageDetector;
 pub(super) use permit::Permit;
 use quarantine::Quarantine;
 pub(super) use recovery::Recovery;
+use release::DelayedJobs;
 pub(super) use slots::Slots;
 
 /// Time that a job waits here for its permits. It holds no slot meanwhile, and its delivery is far
@@ -85,16 +88,14 @@ pub(super) struct Admission {
     cancellations: Arc<Cancellations>,
     generations: Arc<Generations>,
     objects: ObjectLocks,
-    queue: Arc<dyn Queue>,
-    metrics: Arc<Metrics>,
-    clock: WorkerClock,
+    parts: Arc<WorkerParts>,
     /// Cancelled when the worker drains.
     draining: CancellationToken,
 }
 
 impl Admission {
     pub(super) fn new(
-        parts: &WorkerParts,
+        parts: &Arc<WorkerParts>,
         cancellations: Arc<Cancellations>,
         generations: Arc<Generations>,
         reports: FleetReports,
@@ -105,16 +106,20 @@ impl Admission {
         Self {
             slots: Slots::new(&parts.config),
             limits: DestinationLimits::new(parts.config.destination_slots, parts.config.slots),
-            faults: FaultObserver::new(parts, circuits.clone()),
-            quarantine: Quarantine::new(),
-            recovery: Recovery::new(parts, circuits.clone()),
+            faults: FaultObserver {
+                health: WorkerHealth::default(),
+                outage: OutageDetector::default(),
+                confirming: tokio::sync::Mutex::default(),
+                circuits: circuits.clone(),
+                parts: parts.clone(),
+            },
+            quarantine: Quarantine::default(),
+            recovery: Recovery { circuits: circuits.clone(), delayed: DelayedJobs::new(), parts: parts.clone() },
             circuits,
             cancellations,
             generations,
             objects: ObjectLocks::default(),
-            queue: parts.queue.clone(),
-            metrics: parts.metrics.clone(),
-            clock: parts.clock,
+            parts: parts.clone(),
             draining,
         }
     }
@@ -210,9 +215,7 @@ impl Admission {
                 permit.release_slot();
                 (self.granted(&destination.identity, PERMIT_TIMEOUT, granted).await?, true)
             }
-            LimitDecision::Deferred(deferred) => {
-                return Err(Deferral::Limited { wait: deferred.wait, cause: deferred.cause });
-            }
+            LimitDecision::Deferred(deferred) => return Err(Deferral::Limited(deferred)),
         };
         let granted = permit.destination.insert(granted);
         if permit.slot.is_none() {
@@ -224,7 +227,7 @@ impl Admission {
 
     async fn ask_circuit(&self, destination: &DestinationIdentity, permit: &mut Permit) -> Result<(), Deferral> {
         let state = if self.circuits.is_probe_due(destination) {
-            self.circuits.claim(destination, &*self.queue, (self.clock)()).await
+            self.circuits.claim(destination, &*self.parts.queue, self.parts.now()).await
         } else {
             self.circuits.state(destination)
         };
@@ -258,8 +261,7 @@ impl Admission {
     }
 
     fn limited(&self, destination: &DestinationIdentity) -> Deferral {
-        let deferred = self.limits.deferral(destination);
-        Deferral::Limited { wait: deferred.wait, cause: deferred.cause }
+        Deferral::Limited(self.limits.deferral(destination))
     }
 
     async fn unless_draining<T>(&self, waiting: impl Future<Output = T>) -> Result<T, Deferral> {
@@ -295,7 +297,7 @@ impl Admission {
 
     /// Applies what a worker of the fleet observed of a destination.
     pub(super) fn apply(&self, shared: SharedChange) {
-        self.circuits.apply(shared, (self.clock)());
+        self.circuits.apply(shared, self.parts.now());
     }
 
     /// Applies this worker's share of the fleet: limits of destinations hold for all workers
@@ -307,14 +309,14 @@ impl Admission {
             index = share.index,
             "the number of workers changed"
         );
-        self.metrics.set_fleet_workers(share.workers);
+        self.parts.metrics.set_fleet_workers(share.workers);
         self.limits.set_share(share);
     }
 
     /// Returns the state for `/status`.
     pub(super) fn view(&self) -> AdmissionView {
         AdmissionView {
-            circuits: self.circuits.view((self.clock)()),
+            circuits: self.circuits.view(self.parts.now()),
             recovered_at: self.circuits.recovered(),
             waiting: self.limits.waiting(),
             awaiting_recovery: self.recovery.awaiting(),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, timeout};
 
 use super::activity::{Activity, TransferEntry};
@@ -19,14 +19,13 @@ use super::decode::DecodedJob;
 use super::generations::{DeliveryReport, Generations, ObjectWriter, WritingJob};
 use super::in_flight::JobOwner;
 use super::lease::{AttemptState, LeaseGuard, LeaseStatus, MAX_CRASHES};
-use super::parts::{WorkerClock, WorkerParts};
+use super::parts::WorkerParts;
 use crate::domain::job::Job;
 use crate::domain::lane::Lane;
 use crate::domain::outcome::{Failure, History, Reason, TransferResult};
-use crate::metrics::Metrics;
-use crate::queue::{Delivery, Queue};
+use crate::queue::Delivery;
 use crate::runtime::failpoints;
-use crate::transfer::{TransferRequest, Transport};
+use crate::transfer::TransferRequest;
 use crate::upload::{Progress, RateLimiter, WriteGate};
 
 /// Deadline of a transfer. No broker keeps a delivery that long, and such a transfer is stuck.
@@ -56,41 +55,19 @@ pub(super) struct AttemptFacts {
     pub(super) finished_at: Timestamp,
     pub(super) progress: Arc<Progress>,
     /// Held until the delivery is settled.
-    pub(super) quarantine: Option<OwnedSemaphorePermit>,
+    pub(super) quarantine: Option<OwnedMutexGuard<()>>,
 }
 
 /// Runs attempts.
 #[derive(Debug)]
 pub(super) struct Attempts {
-    queue: Arc<dyn Queue>,
-    transport: Arc<dyn Transport>,
-    admission: Arc<Admission>,
-    activity: Arc<Activity>,
-    generations: Arc<Generations>,
-    metrics: Arc<Metrics>,
-    lease_after: Duration,
-    clock: WorkerClock,
+    pub(super) parts: Arc<WorkerParts>,
+    pub(super) admission: Arc<Admission>,
+    pub(super) activity: Arc<Activity>,
+    pub(super) generations: Arc<Generations>,
 }
 
 impl Attempts {
-    pub(super) fn new(
-        parts: &WorkerParts,
-        admission: Arc<Admission>,
-        generations: Arc<Generations>,
-        activity: Arc<Activity>,
-    ) -> Self {
-        Self {
-            queue: parts.queue.clone(),
-            transport: parts.transport.clone(),
-            admission,
-            activity,
-            generations,
-            metrics: parts.metrics.clone(),
-            lease_after: parts.lease_after,
-            clock: parts.clock,
-        }
-    }
-
     /// Runs one attempt. Returns its result as admission has observed it. A `delivery` that was
     /// lost is replaced by a duplicate. The permit is released, but for the quarantine.
     pub(super) async fn run(
@@ -122,7 +99,7 @@ impl Attempts {
         self.replace_lost(delivery, owned);
         failpoints::hit("ended");
         permit.ended(&result, started.elapsed());
-        let finished_at = (self.clock)();
+        let finished_at = self.parts.now();
         let observed = self.admission.observe(owned.job, probe, result).await;
         let facts = AttemptFacts {
             next_probe: observed.next_probe,
@@ -150,7 +127,7 @@ impl Attempts {
         if let Some(failure) = crash_loop(job) {
             return TransferResult::Failed(failure);
         }
-        let _in_flight = self.metrics.transfer_running(delivery.lane);
+        let _in_flight = self.parts.metrics.transfer_running(delivery.lane);
         let _entry = self.activity.enter(TransferEntry {
             job_id: job.job.id.to_string(),
             destination: job.destination.identity.clone(),
@@ -165,7 +142,7 @@ impl Attempts {
             id: job.job.id.clone(),
             run: owner.run().digest(),
             late,
-            late_from: Instant::now() + self.lease_after,
+            late_from: Instant::now() + self.parts.lease_after,
         };
         let writer = written.map(|written| ObjectWriter::new(&self.generations, written, writing()));
         let request = TransferRequest {
@@ -178,14 +155,7 @@ impl Attempts {
             rate_limiter,
             gate: writer.as_ref().map(|writer| writer as &dyn WriteGate),
         };
-        let lease = LeaseGuard {
-            queue: &self.queue,
-            lease_after: self.lease_after,
-            owner,
-            state,
-            written,
-            generations: &self.generations,
-        };
+        let lease = LeaseGuard { parts: &self.parts, owner, state, written, generations: &self.generations };
         let transfer = unless_superseded(writer.as_ref(), state, self.bounded(&job.job, request));
         let result = lease.run(delivery, transfer).await;
         let Some(writer) = writer else { return result };
@@ -198,7 +168,7 @@ impl Attempts {
     /// as by a drain: an upload that can be resumed is kept.
     async fn bounded(&self, job: &Job, request: TransferRequest<'_>) -> TransferResult {
         let stop = request.stop.clone();
-        let mut transfer = pin!(AssertUnwindSafe(self.transport.deliver(job, request)).catch_unwind());
+        let mut transfer = pin!(AssertUnwindSafe(self.parts.transport.deliver(job, request)).catch_unwind());
         let late = || TransferResult::Failed(Failure::new(Reason::Timeout, "the transfer took more than 24 hours"));
         let ended = if let Ok(ended) = timeout(TRANSFER_DEADLINE, &mut transfer).await {
             ended
@@ -217,7 +187,7 @@ impl Attempts {
     /// where another worker has the job: then the duplicate settles it, and this attempt's end is
     /// not the job's.
     fn replace_lost(&self, delivery: &mut Delivery, owned: OwnedJob<'_>) {
-        while owned.state.lease_state() != LeaseStatus::Lost && !self.queue.can_settle(delivery) {
+        while owned.state.lease_state() != LeaseStatus::Lost && !self.parts.queue.can_settle(delivery) {
             let Some(duplicate) = owned.owner.duplicates().take(owned.state.carried_upload()) else { return };
             tracing::debug!(event = "delivery_replaced", "the delivery was lost; its redelivery is settled instead");
             *delivery = duplicate;

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::admission::{Admission, Permit};
 use super::decode::{Decoder, Rejection, require_body};
-use super::parts::{WorkerClock, WorkerParts};
+use super::parts::WorkerParts;
 use super::settle::JobSettler;
 use crate::check::{CheckReport, CheckStep, StepName};
 use crate::domain::control::{Control, ControlCommand};
@@ -24,8 +24,7 @@ use crate::domain::destination::{Destination, DestinationIdentity};
 use crate::domain::diagnosis::Code;
 use crate::domain::job::wire::read_check;
 use crate::domain::outcome::{Class, Failure, Reason};
-use crate::queue::{Delivery, Queue, QueueError, Reply, Settlement};
-use crate::transfer::Transport;
+use crate::queue::{Delivery, QueueError, Reply, Settlement};
 
 /// AMQP `type` of a connection test, and of its answer.
 pub(super) const CHECK_TYPE: &str = "consign.check.v1";
@@ -41,37 +40,15 @@ const ASK_OPERATOR: &str =
 /// Performs connection tests.
 #[derive(Debug)]
 pub(super) struct Checks {
-    decoder: Arc<Decoder>,
-    admission: Arc<Admission>,
-    settler: Arc<JobSettler>,
-    queue: Arc<dyn Queue>,
-    transport: Arc<dyn Transport>,
-    egress_addresses: Vec<String>,
-    clock: WorkerClock,
-    cancel: CancellationToken,
+    pub(super) parts: Arc<WorkerParts>,
+    pub(super) decoder: Arc<Decoder>,
+    pub(super) admission: Arc<Admission>,
+    pub(super) settler: Arc<JobSettler>,
+    /// Ends a running test; its request is requeued.
+    pub(super) cancel: CancellationToken,
 }
 
 impl Checks {
-    /// `cancel` ends a running test; its request is requeued.
-    pub(super) fn new(
-        parts: &WorkerParts,
-        decoder: Arc<Decoder>,
-        admission: Arc<Admission>,
-        settler: Arc<JobSettler>,
-        cancel: CancellationToken,
-    ) -> Self {
-        Self {
-            decoder,
-            admission,
-            settler,
-            queue: parts.queue.clone(),
-            transport: parts.transport.clone(),
-            egress_addresses: parts.egress_addresses.clone(),
-            clock: parts.clock,
-            cancel,
-        }
-    }
-
     /// Tests, answers, acknowledges.
     pub(super) async fn run(&self, delivery: Delivery, permit: Permit) {
         let to = delivery.properties.reply_to.clone().filter(|to| !to.is_empty());
@@ -81,22 +58,18 @@ impl Checks {
             (Err(rejection), None) => return self.settler.reject(delivery, *rejection).await,
             (Ok(_), None) => return self.settler.reject(delivery, *without_reply_queue()).await,
         };
-        let tested = tokio::select! {
-            biased;
-            () = self.cancel.cancelled() => Ok(None),
-            tested = self.test(&destination) => tested.map(Some),
-        };
+        let tested = self.cancel.run_until_cancelled(self.test(&destination)).await;
         // Waiting for the broker needs no slot.
         drop(permit);
         match tested {
-            Ok(Some(report)) => {
+            Some(Ok(report)) => {
                 if report.verdict == crate::check::CheckVerdict::Ready {
                     self.reset(&destination.identity).await;
                 }
                 self.answer(delivery, to, &report, None).await;
             }
-            Ok(None) => drop(self.settler.settle(delivery, Settlement::Requeue, Vec::new()).await),
-            Err(failure) => self.decline(delivery, to, Rejection::new(failure)).await,
+            None => drop(self.settler.settle(delivery, Settlement::Requeue, Vec::new()).await),
+            Some(Err(failure)) => self.decline(delivery, to, Rejection::new(failure)).await,
         }
     }
 
@@ -132,15 +105,15 @@ impl Checks {
             hint => hint,
         };
         let step = CheckStep::failed(StepName::Configuration, Code::Unexpected, failure.message.as_str(), remedy);
-        let report = CheckReport::of_worker(None, (self.clock)(), 0.0, vec![step]);
+        let report = CheckReport::of_worker(None, self.parts.now(), 0.0, vec![step]);
         self.answer(delivery, to, &CheckReport { destination: requested, ..report }, Some(rejection)).await;
     }
 
     /// Resets the destination in this worker at once, and in the others through the control stream.
     async fn reset(&self, destination: &DestinationIdentity) {
         self.admission.recovery.reset(destination);
-        let control = Control::new(ControlCommand::ResetCircuit(destination.clone()), (self.clock)());
-        if let Err(error) = self.queue.publish_control(control.render().into()).await {
+        let control = Control::new(ControlCommand::ResetCircuit(destination.clone()), self.parts.now());
+        if let Err(error) = self.parts.queue.publish_control(control.render().into()).await {
             tracing::warn!(
                 event = "reset_not_published",
                 destination = %destination.id(),
@@ -154,7 +127,7 @@ impl Checks {
 
     /// Runs the test behind its panic boundary. It bounds its time itself.
     async fn test(&self, destination: &Arc<Destination>) -> Result<CheckReport, Failure> {
-        let test = self.transport.test(destination, &self.egress_addresses);
+        let test = self.parts.transport.test(destination, &self.parts.egress_addresses);
         AssertUnwindSafe(test).catch_unwind().await.map_err(|_| {
             let message =
                 "the connection test panicked, which is a defect of consign; the log of the worker has the place";
@@ -180,18 +153,13 @@ impl Checks {
             // Texts, numbers and lists: serde_json always serializes them.
             body: Bytes::from(serde_json::to_vec(report).unwrap_or_default()),
         };
-        let replied = tokio::select! {
-            biased;
-            () = self.cancel.cancelled() => Err(None),
-            replied = self.queue.reply(reply) => replied.map_err(Some),
-        };
-        match replied {
-            Ok(()) => match declined.filter(|rejection| rejection.failure.class() == Class::Defect) {
+        match self.cancel.run_until_cancelled(self.parts.queue.reply(reply)).await {
+            Some(Ok(())) => match declined.filter(|rejection| rejection.failure.class() == Class::Defect) {
                 // A message that crashes workers is kept for their developers.
                 Some(defect) => self.settler.reject(delivery, *defect).await,
                 None => drop(self.settler.settle(delivery, Settlement::Ack, Vec::new()).await),
             },
-            Err(Some(problem)) if self.queue.can_settle(&delivery) => {
+            Some(Err(problem)) if self.parts.queue.can_settle(&delivery) => {
                 tracing::warn!(
                     event = "connection_test_unanswered",
                     %problem,
@@ -202,7 +170,7 @@ impl Checks {
                 self.settler.reject(delivery, *declined.unwrap_or_else(|| undeliverable(problem))).await;
             }
             // A drain interrupts it, or the request is redelivered anyway.
-            Err(_) => drop(self.settler.settle(delivery, Settlement::Requeue, Vec::new()).await),
+            Some(Err(_)) | None => drop(self.settler.settle(delivery, Settlement::Requeue, Vec::new()).await),
         }
     }
 }

@@ -9,9 +9,9 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::admission::{Admission, Permit};
+use super::parts::WorkerParts;
 use crate::domain::lane::Lane;
-use crate::metrics::Metrics;
-use crate::queue::{Delivery, Queue};
+use crate::queue::Delivery;
 use lane_state::LaneState;
 
 /// Maximum time that prefetched deliveries wait for a permit. They must not keep other workers
@@ -25,9 +25,8 @@ const PROBED: [Lane; 3] = [Lane::Scheduled, Lane::Continued, Lane::Backfill];
 /// Chooses the lane that is asked next, and pauses and resumes the lanes.
 #[derive(Debug)]
 pub(super) struct Consumer {
-    queue: Arc<dyn Queue>,
+    parts: Arc<WorkerParts>,
     admission: Arc<Admission>,
-    metrics: Arc<Metrics>,
     prefetch_timeout: Duration,
     lanes: [LaneState; 3],
 }
@@ -47,15 +46,11 @@ enum Step {
 impl Consumer {
     /// A delivery that waited for its permit and then runs until it is leased must not reach the
     /// broker's acknowledgement timeout, which `broker.lease_after` is adapted to.
-    pub(super) fn new(
-        queue: Arc<dyn Queue>,
-        admission: Arc<Admission>,
-        metrics: Arc<Metrics>,
-        lease_after: Duration,
-    ) -> Self {
-        let prefetch_timeout = MAX_PREFETCH_TIMEOUT.min(lease_after / 2);
-        let consumer = Self { queue, admission, metrics, prefetch_timeout, lanes: Default::default() };
-        consumer.served().for_each(|lane| consumer.metrics.set_consuming(lane, true));
+    pub(super) fn new(parts: Arc<WorkerParts>, admission: Arc<Admission>) -> Self {
+        let prefetch_timeout = MAX_PREFETCH_TIMEOUT.min(parts.lease_after / 2);
+        let consumer = Self { parts, admission, prefetch_timeout, lanes: Default::default() };
+        let served = Lane::ALL.into_iter().filter(|lane| consumer.admission.slots.count(*lane) > 0);
+        served.for_each(|lane| consumer.parts.metrics.set_consuming(lane, true));
         consumer
     }
 
@@ -87,7 +82,7 @@ impl Consumer {
                     self.pause(lane).await;
                 }
                 Step::Resume(lane, room) => {
-                    self.metrics.set_consuming(lane, true);
+                    self.parts.metrics.set_consuming(lane, true);
                     self.resume(lane, room).await;
                 }
                 Step::Stop => {}
@@ -98,7 +93,7 @@ impl Consumer {
     /// Waits for a permit, and then for a delivery or a lane that needs room.
     async fn take(&self) -> Option<Step> {
         let sole = self.admission.health().ready_for_job().await;
-        let (queue, slots) = (&self.queue, &self.admission.slots);
+        let (queue, slots) = (&self.parts.queue, &self.admission.slots);
         loop {
             let slot = slots.slot().await.ok()?;
             for lane in [Lane::Continued, Lane::Scheduled] {
@@ -132,7 +127,7 @@ impl Consumer {
     async fn overdue(&self) -> Lane {
         loop {
             let now = Instant::now();
-            let oldest = self.queue.oldest_prefetched();
+            let oldest = self.parts.queue.oldest_prefetched();
             match oldest {
                 Some((lane, at)) if at + self.prefetch_timeout <= now => return lane,
                 // What arrives from now on waits as long again.
@@ -157,7 +152,7 @@ impl Consumer {
                 continue;
             }
             self.resume(lane, 1).await;
-            let taken = timeout(PROBE_LANE_TIMEOUT, self.queue.next(lane)).await;
+            let taken = timeout(PROBE_LANE_TIMEOUT, self.parts.queue.next(lane)).await;
             if let Ok(taken) = taken {
                 // Before the next message is asked for, the lane is paused again.
                 let permit = Permit::new(slot, backfill, Some(sole));
@@ -169,10 +164,6 @@ impl Consumer {
             }
         }
         Some(Step::Stop)
-    }
-
-    fn served(&self) -> impl Iterator<Item = Lane> {
-        Lane::ALL.into_iter().filter(|lane| self.admission.slots.count(*lane) > 0)
     }
 
     /// Returns the room that a lane with a permit needs, if any.
@@ -187,20 +178,20 @@ impl Consumer {
 
     async fn pause(&mut self, lane: Lane) {
         if self.state(lane).pause() {
-            self.metrics.set_consuming(lane, false);
-            self.queue.pause(lane).await;
+            self.parts.metrics.set_consuming(lane, false);
+            self.parts.queue.pause(lane).await;
         }
     }
 
     async fn resume(&mut self, lane: Lane, room: u16) {
         let permits = self.admission.slots.count(lane);
         let room = self.state(lane).resume(room, permits, Instant::now());
-        self.queue.resume(lane, room).await;
+        self.parts.queue.resume(lane, room).await;
     }
 }
 
 impl Drop for Consumer {
     fn drop(&mut self) {
-        Lane::ALL.into_iter().for_each(|lane| self.metrics.set_consuming(lane, false));
+        Lane::ALL.into_iter().for_each(|lane| self.parts.metrics.set_consuming(lane, false));
     }
 }

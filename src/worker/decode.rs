@@ -89,7 +89,7 @@ impl Rejection {
         let mut event_identity = identity.map(|identity| identity.to_string());
         if failure.reason == Reason::DestinationForbidden {
             let id = || destination.as_ref().map(ToString::to_string).unwrap_or_default();
-            event_identity = Some(format!("{}\n{}", event_identity.unwrap_or_else(id), publisher(delivery)));
+            event_identity = Some(format!("{}\n{}", event_identity.unwrap_or_else(id), delivery.publisher));
         }
         let event_identity = event_identity.or(destination.as_ref().map(ToString::to_string)).unwrap_or_default();
         Box::new(Self { job_id, destination, event_identity, labels, ..*Self::new(failure) })
@@ -216,18 +216,13 @@ fn require_routing_key(wanted: &DestinationId, delivery: &Delivery) -> Result<()
     Err(Failure::new(Reason::InvalidJob, message))
 }
 
-/// User of the broker that published the job first.
-fn publisher(delivery: &Delivery) -> &str {
-    &delivery.publisher
-}
-
 fn may_publish(destination: &Destination, delivery: &Delivery) -> bool {
-    destination.publishers.is_empty() || destination.publishers.iter().any(|user| user == publisher(delivery))
+    destination.publishers.is_empty() || destination.publishers.contains(&delivery.publisher)
 }
 
 fn forbidden(destination: &Destination, delivery: &Delivery) -> Failure {
     let id = &destination.id;
-    let who = match publisher(delivery) {
+    let who = match delivery.publisher.as_str() {
         "" => "a message without the AMQP property user_id".to_owned(),
         user => format!("the broker's user {user}"),
     };

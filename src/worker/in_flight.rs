@@ -81,7 +81,7 @@ pub(super) enum JobEnd {
 }
 
 /// Job in flight, as its duplicates see it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct InFlightJob {
     pub(super) started_at: Timestamp,
     pub(super) duplicates: Duplicates,
@@ -186,13 +186,7 @@ impl InFlight {
         if self.delivered.contains(digest) {
             return Claim::Delivered(self.delivered.outcome(digest));
         }
-        let job = Arc::new(InFlightJob {
-            started_at: now,
-            duplicates: Duplicates::default(),
-            settling: AtomicBool::new(false),
-            end: OnceLock::new(),
-            over: CancellationToken::new(),
-        });
+        let job = Arc::new(InFlightJob { started_at: now, ..InFlightJob::default() });
         jobs.entry(id.run.clone()).or_default().push((id.clone(), job.clone()));
         Claim::Owned(JobOwner { table: self.clone(), id, job })
     }

@@ -9,11 +9,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::generations::Generations;
 use super::in_flight::{JobOwner, RunId};
+use super::parts::WorkerParts;
 use crate::domain::generation::ObjectGeneration;
 use crate::domain::job::lease::Checkpoint;
 use crate::domain::lane::Lane;
 use crate::domain::outcome::{Failure, Reason, TransferResult};
-use crate::queue::{Delivery, LeaseHolder, Queue, QueueError};
+use crate::queue::{Delivery, LeaseHolder, QueueError};
 use crate::runtime::failpoints;
 pub(crate) use state::MAX_CRASHES;
 pub(super) use state::{AttemptState, CopyBody, LeaseSnapshot, LeaseStatus};
@@ -34,8 +35,7 @@ pub(super) fn key(id: &RunId) -> String {
 /// everything.
 #[derive(Debug)]
 pub(super) struct LeaseGuard<'a> {
-    pub(super) queue: &'a Arc<dyn Queue>,
-    pub(super) lease_after: Duration,
+    pub(super) parts: &'a WorkerParts,
     pub(super) owner: &'a JobOwner,
     pub(super) state: &'a Arc<AttemptState>,
     /// Object that the job writes: a leased job may write it late.
@@ -76,7 +76,7 @@ impl LeaseGuard<'_> {
             }
             tokio::select! {
                 biased;
-                () = tokio::time::sleep(self.lease_after) => {}
+                () = tokio::time::sleep(self.parts.lease_after) => {}
                 () = self.unrecorded_upload() => {}
             }
         };
@@ -88,7 +88,7 @@ impl LeaseGuard<'_> {
         }
         loop {
             let holder: Arc<dyn LeaseHolder> = self.state.clone();
-            match self.queue.lease(delivery, &key, holder).await {
+            match self.parts.queue.lease(delivery, &key, holder).await {
                 Ok(()) => {
                     failpoints::hit("leased");
                     self.state.record_lease();

@@ -42,3 +42,10 @@ pub struct WorkerParts {
     /// Metrics.
     pub metrics: Arc<Metrics>,
 }
+
+impl WorkerParts {
+    /// Returns the current time.
+    pub(super) fn now(&self) -> Timestamp {
+        (self.clock)()
+    }
+}

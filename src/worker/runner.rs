@@ -14,7 +14,7 @@ use super::decode::{DecodedJob, Decoder};
 use super::generations::Generations;
 use super::in_flight::{AttemptId, Claim, InFlight, InFlightJob, JobEnd, JobOwner, Joined};
 use super::lease::{AttemptState, LeaseStatus};
-use super::parts::{WorkerClock, WorkerParts};
+use super::parts::WorkerParts;
 use super::reports::FleetReports;
 use super::settle::JobSettler;
 use super::settlement::{self, Conclusion, SettlementContext, SettlementPlan};
@@ -22,7 +22,7 @@ use crate::domain::control::ControlCommand;
 use crate::domain::destination::DestinationIdentity;
 use crate::domain::lane::Lane;
 use crate::domain::outcome::{Class, History, OutcomeKind, RetryPolicy};
-use crate::metrics::{DeferCause, Metrics};
+use crate::metrics::DeferCause;
 use crate::queue::{Delivery, OutcomeEvent, Settlement};
 use crate::runtime::failpoints;
 use crate::telemetry::spans;
@@ -34,6 +34,7 @@ const JOINED_OUTCOME: &str = "joined";
 /// Runs jobs. Built once, shared by all tasks.
 #[derive(Debug)]
 pub(super) struct Runner {
+    parts: Arc<WorkerParts>,
     decoder: Arc<Decoder>,
     /// Jobs that run in this worker, and those that were delivered.
     pub(super) in_flight: Arc<InFlight>,
@@ -44,15 +45,12 @@ pub(super) struct Runner {
     checks: Checks,
     reports: FleetReports,
     policy: RetryPolicy,
-    prefix: String,
-    metrics: Arc<Metrics>,
-    clock: WorkerClock,
     stop: StopSignals,
 }
 
 impl Runner {
     pub(super) fn new(
-        parts: &WorkerParts,
+        parts: &Arc<WorkerParts>,
         admission: Arc<Admission>,
         generations: Arc<Generations>,
         activity: Arc<Activity>,
@@ -60,20 +58,29 @@ impl Runner {
         stop: StopSignals,
     ) -> Self {
         let decoder = Arc::new(Decoder::new(parts.destinations.clone(), parts.inline.clone()));
-        let settler = Arc::new(JobSettler::new(parts, activity.clone()));
+        let settler = Arc::new(JobSettler { parts: parts.clone(), activity: activity.clone() });
         Self {
-            checks: Checks::new(parts, decoder.clone(), admission.clone(), settler.clone(), stop.cancel.clone()),
+            checks: Checks {
+                parts: parts.clone(),
+                decoder: decoder.clone(),
+                admission: admission.clone(),
+                settler: settler.clone(),
+                cancel: stop.cancel.clone(),
+            },
             in_flight: InFlight::new(),
             reports,
-            attempts: Attempts::new(parts, admission.clone(), generations.clone(), activity),
+            attempts: Attempts {
+                parts: parts.clone(),
+                admission: admission.clone(),
+                generations: generations.clone(),
+                activity,
+            },
             policy: RetryPolicy {
                 max_attempts: parts.config.max_attempts.get(),
                 denied_for: parts.denied_for,
                 max_deferral_age: RetryPolicy::MAX_DEFERRAL_AGE,
             },
-            prefix: parts.prefix.clone(),
-            metrics: parts.metrics.clone(),
-            clock: parts.clock,
+            parts: parts.clone(),
             decoder,
             admission,
             generations,
@@ -97,7 +104,7 @@ impl Runner {
             }
         };
         let trace = self.settler.trace(&delivery, Some(job.job.id.as_str()), Some(&job.destination.id));
-        match self.in_flight.claim(AttemptId::of(&job), (self.clock)()) {
+        match self.in_flight.claim(AttemptId::of(&job), self.parts.now()) {
             Claim::Owned(owner) => trace.run(self.run(delivery, &job, owner, permit)).await,
             Claim::Delivered(event) => {
                 drop(permit);
@@ -115,7 +122,7 @@ impl Runner {
         // A duplicate may replace the delivery: the outcome answers the first one.
         let (lane, properties) = (delivery.lane, delivery.properties.clone());
         let acquired = self.admission.acquire(&delivery, job, permit).await;
-        let started_at = (self.clock)();
+        let started_at = self.parts.now();
         let state = AttemptState::new(&delivery, job, &self.stop, started_at);
         let (conclusion, attempt) = match acquired {
             Ok(permit) => {
@@ -128,7 +135,7 @@ impl Runner {
             Err(deferral) => (Conclusion::Deferred(deferral), None),
         };
         let context = SettlementContext {
-            prefix: &self.prefix,
+            prefix: &self.parts.prefix,
             policy: &self.policy,
             lane,
             properties: &properties,
@@ -201,7 +208,8 @@ impl Runner {
         spans::ended(OutcomeKind::Delivered.as_str(), None);
         self.settler.abort_carried(job, None).await;
         let reply_to = settlement::reply_to(&delivery.properties);
-        let without_details = || settlement::delivered_before(&self.prefix, &delivery.properties, job, (self.clock)());
+        let without_details =
+            || settlement::delivered_before(&self.parts.prefix, &delivery.properties, job, self.parts.now());
         let event = OutcomeEvent { reply_to, ..event.cloned().unwrap_or_else(without_details) };
         let settled = self.settler.settle(delivery, Settlement::Ack, vec![event]).await;
         if let Some(written) = job.written().filter(|_| settled) {
@@ -232,7 +240,7 @@ impl Runner {
         let first = job.headers.history == History::default() && delivery.lane != Lane::Continued;
         if let Some(created) = job.job.created_at.filter(|_| first) {
             let waited = Duration::try_from(now.duration_since(created)).unwrap_or_default();
-            self.metrics.queue_wait(delivery.lane, waited);
+            self.parts.metrics.queue_wait(delivery.lane, waited);
         }
     }
 }

@@ -7,42 +7,25 @@ use tracing::Instrument as _;
 use super::activity::Activity;
 use super::decode::{DecodedJob, Rejection};
 use super::lease::AttemptState;
-use super::parts::{WorkerClock, WorkerParts};
+use super::parts::WorkerParts;
 use super::settlement::{self, SettlementContext, SettlementPlan};
 use crate::domain::destination::{Destination, DestinationId};
 use crate::domain::job::JobId;
 use crate::domain::job::lease::Checkpoint;
 use crate::domain::outcome::{Class, Failure, OutcomeKind};
-use crate::metrics::Metrics;
-use crate::queue::{Delivery, OutcomeEvent, Queue, QueueError, Settlement};
+use crate::queue::{Delivery, OutcomeEvent, QueueError, Settlement};
 use crate::runtime::failpoints;
 use crate::telemetry::spans::{self, Trace};
-use crate::transfer::Transport;
 use crate::upload::Progress;
 
 /// Settles deliveries.
 #[derive(Debug)]
 pub(super) struct JobSettler {
-    prefix: String,
-    queue: Arc<dyn Queue>,
-    transport: Arc<dyn Transport>,
-    activity: Arc<Activity>,
-    metrics: Arc<Metrics>,
-    clock: WorkerClock,
+    pub(super) parts: Arc<WorkerParts>,
+    pub(super) activity: Arc<Activity>,
 }
 
 impl JobSettler {
-    pub(super) fn new(parts: &WorkerParts, activity: Arc<Activity>) -> Self {
-        Self {
-            prefix: parts.prefix.clone(),
-            queue: parts.queue.clone(),
-            transport: parts.transport.clone(),
-            activity,
-            metrics: parts.metrics.clone(),
-            clock: parts.clock,
-        }
-    }
-
     /// Returns the place of a delivery in the trace of its job; empty where nothing is known of it.
     pub(super) fn trace(
         &self,
@@ -51,8 +34,8 @@ impl JobSettler {
         destination: Option<&DestinationId>,
     ) -> Trace {
         Trace::of(&spans::MessageAttributes {
-            system: self.queue.system(),
-            exchange: &self.prefix,
+            system: self.parts.queue.system(),
+            exchange: &self.parts.prefix,
             routing_key: &delivery.routing_key,
             job_id: job_id.unwrap_or_default(),
             destination: destination.map(DestinationId::as_str).unwrap_or_default(),
@@ -81,8 +64,8 @@ impl JobSettler {
     /// queue promises it, and it is no fault.
     pub(super) async fn settle(&self, delivery: Delivery, settlement: Settlement, events: Vec<OutcomeEvent>) -> bool {
         let action = settlement.action();
-        let span = spans::settle(self.queue.system(), &self.prefix, action);
-        let settled = self.queue.settle(delivery, settlement, events).instrument(span.clone()).await;
+        let span = spans::settle(self.parts.queue.system(), &self.parts.prefix, action);
+        let settled = self.parts.queue.settle(delivery, settlement, events).instrument(span.clone()).await;
         match settled {
             Ok(()) => {
                 failpoints::hit("settled");
@@ -122,12 +105,12 @@ impl JobSettler {
             (delivery.body, delivery.properties.content_type) = (lease.body, lease.content_type);
             if lease.checkpoint.is_some() {
                 // Without a destination the upload can't be aborted.
-                self.metrics.multipart_orphaned();
+                self.parts.metrics.multipart_orphaned();
             }
         }
         let failure = &rejection.failure;
         let (job_id, destination) = (rejection.job_id.as_ref(), rejection.destination.as_ref());
-        self.metrics.decode_failed(delivery.lane, failure.reason);
+        self.parts.metrics.decode_failed(delivery.lane, failure.reason);
         tracing::warn!(
             event = "message_rejected",
             job_id = job_id.map(tracing::field::display),
@@ -138,7 +121,7 @@ impl JobSettler {
             remedy = "correct its producer; `consign dead list` shows the message",
             "message rejected"
         );
-        let plan = settlement::reject(&self.prefix, &delivery.properties, &rejection, (self.clock)());
+        let plan = settlement::reject(&self.parts.prefix, &delivery.properties, &rejection, self.parts.now());
         self.activity.rejected(delivery.lane, &plan, job_id.map(JobId::as_str), destination);
         spans::ended(OutcomeKind::Failed.as_str(), plan.failure.as_ref());
         let events = plan.outcome.into_iter().map(|outcome| outcome.event).collect();
@@ -167,33 +150,33 @@ impl JobSettler {
     }
 
     fn count(&self, context: &SettlementContext<'_>, plan: &SettlementPlan) {
-        let (lane, destination) = (context.lane, &context.job.destination.id);
+        let (lane, destination, metrics) = (context.lane, &context.job.destination.id, &self.parts.metrics);
         if let Some(outcome) = &plan.outcome {
             if outcome.kind == OutcomeKind::Delivered {
-                self.metrics.object_delivered(lane, destination, outcome.bytes);
+                metrics.object_delivered(lane, destination, outcome.bytes);
             }
             if outcome.kind.is_terminal() {
-                self.metrics.transfer_ended(lane, outcome.kind, destination, context.took);
+                metrics.transfer_ended(lane, outcome.kind, destination, context.took);
             }
         }
         if let (Some(reason), Some(failure)) = (plan.counted, &plan.failure) {
-            self.metrics.attempt_failed(destination, &Failure { reason, ..failure.clone() });
+            metrics.attempt_failed(destination, &Failure { reason, ..failure.clone() });
         }
         if let (Settlement::Retry { .. }, Some(failure)) = (&plan.settlement, &plan.failure) {
-            self.metrics.retry(failure.reason);
+            metrics.retry(failure.reason);
         }
         if plan.superseded_by.is_some() {
-            self.metrics.superseded();
+            metrics.superseded();
         }
         if let Some(cause) = plan.deferred {
-            self.metrics.deferred(cause);
+            metrics.deferred(cause);
         }
     }
 
     /// Aborts the uploads that outdated leases of the job record.
     pub(super) async fn abort_outdated(&self, state: &AttemptState, destination: &Arc<Destination>) {
         for checkpoint in state.take_outdated_uploads() {
-            self.transport.abort_upload(destination, &checkpoint).await;
+            self.parts.transport.abort_upload(destination, &checkpoint).await;
         }
     }
 
@@ -210,7 +193,7 @@ impl JobSettler {
     /// one that is `resumed` there.
     pub(super) async fn abort_carried(&self, job: &DecodedJob, resumed: Option<&str>) {
         if let Some(checkpoint) = job.checkpoint().filter(|checkpoint| resumed != Some(&checkpoint.upload_id)) {
-            self.transport.abort_upload(&job.destination, checkpoint).await;
+            self.parts.transport.abort_upload(&job.destination, checkpoint).await;
         }
     }
 
@@ -222,7 +205,7 @@ impl JobSettler {
     ) {
         if let Some(checkpoint) = state.open_upload.checkpoint().filter(|checkpoint| wanted(checkpoint)) {
             state.open_upload.close();
-            self.transport.abort_upload(destination, &checkpoint).await;
+            self.parts.transport.abort_upload(destination, &checkpoint).await;
         }
     }
 }

@@ -136,8 +136,8 @@ impl SettlementContext<'_> {
                 let disposition = decide(&failure, &self.job.headers.history, self.policy, &context);
                 self.disposed(disposition, *failure, false)
             }
-            Deferral::Limited { wait, cause } => match self.decision(None).defer(Wait::Permit(wait)) {
-                Disposition::Defer(delay) => SettlementPlan { deferred: Some(cause), ..self.next_turn(delay) },
+            Deferral::Limited(limited) => match self.decision(None).defer(Wait::Permit(limited.wait)) {
+                Disposition::Defer(delay) => SettlementPlan { deferred: Some(limited.cause), ..self.next_turn(delay) },
                 _ => self.ended(TransferResult::Expired, false),
             },
             Deferral::Quarantined => self.next_turn(RetryDelay::S30),

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::domain::destination::{Auth, Destination, DestinationIdentity, Destinations};
 use crate::session;
 use crate::session::Sessions;
-use crate::worker::{CircuitView, DestinationRecord, FailureDetail, RunningTransfer, WaitingJobs};
+use crate::worker::{AdmissionView, CircuitView, DestinationRecord, FailureDetail, RunningTransfer, WaitingJobs};
 
 const MAX_SHOWN: usize = 100;
 
@@ -21,14 +21,7 @@ pub(super) struct DestinationInputs<'a> {
     pub(super) worked_for: BTreeMap<DestinationIdentity, DestinationRecord>,
     pub(super) running: &'a [RunningTransfer],
     pub(super) sessions: &'a Sessions,
-    pub(super) circuits: &'a HashMap<DestinationIdentity, CircuitView>,
-    /// The time at which each circuit breaker was last reset.
-    pub(super) recovered: &'a HashMap<DestinationIdentity, Timestamp>,
-    /// Jobs that wait in the worker for a permit, and jobs that were deferred because the
-    /// destination is at a limit.
-    pub(super) waiting: &'a HashMap<DestinationIdentity, WaitingJobs>,
-    /// Jobs that were deferred until the destination recovers.
-    pub(super) awaiting_repair: &'a HashMap<DestinationIdentity, u32>,
+    pub(super) admission: &'a AdmissionView,
     /// Substring that ids must contain.
     pub(super) filter: &'a str,
 }
@@ -147,11 +140,11 @@ fn candidates<'a>(inputs: &'a DestinationInputs<'_>) -> Vec<Candidate<'a>> {
             destination,
             configured,
             record: inputs.worked_for.get(id),
-            circuit: inputs.circuits.get(id),
-            recovered: inputs.recovered.get(id).copied(),
+            circuit: inputs.admission.circuits.get(id),
+            recovered: inputs.admission.recovered_at.get(id).copied(),
             in_flight: in_flight.get(id).copied().unwrap_or(0),
-            waiting: inputs.waiting.get(id).copied().unwrap_or_default(),
-            awaiting_repair: inputs.awaiting_repair.get(id).copied().unwrap_or_default(),
+            waiting: inputs.admission.waiting.get(id).copied().unwrap_or_default(),
+            awaiting_repair: inputs.admission.awaiting_recovery.get(id).copied().unwrap_or_default(),
         })
         .collect()
 }

@@ -20,11 +20,6 @@ impl TestPrinter {
         Self { json, colour: !json && colours(&std::io::stdout()) }
     }
 
-    /// Prints the title.
-    pub(super) fn print_title(&self, title: &str) {
-        self.print(&format!("{title}\n"));
-    }
-
     /// Prints a step: with `--json`, one line.
     pub(super) fn step(&self, step: &CheckStep) {
         self.print(&if self.json { self.line(step) } else { self.details(step) });
@@ -40,16 +35,12 @@ impl TestPrinter {
 
     /// Prints a text: to stdout, or to stderr with `--json`.
     pub(super) fn print(&self, text: &str) {
-        if self.json {
-            cli::notice(text);
-        } else {
-            cli::print(text);
-        }
+        cli::output::summarize(text, self.json);
     }
 
     fn line(&self, step: &CheckStep) -> String {
         let mark = self.coloured(step.result, &format!("{:MARK_WIDTH$}", format!("[{}]", step.result.as_str())));
-        format!("{mark} {:NAME_WIDTH$} {}", step.step.title(), step.cause)
+        format!("{mark} {:NAME_WIDTH$} {}", step.step.as_str(), step.cause)
     }
 
     fn details(&self, step: &CheckStep) -> String {

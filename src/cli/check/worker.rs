@@ -96,12 +96,8 @@ async fn embedded(config: &Config, file: &Path) -> CheckStep {
         return match file.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
             Some(folder) => {
                 let cause = format!("the directory {} of the embedded queue does not exist", folder.display());
-                CheckStep::failed(
-                    StepName::Broker,
-                    Code::BrokerUnavailable,
-                    cause,
-                    "create the directory, or correct broker.url",
-                )
+                let remedy = "create the directory, or correct broker.url";
+                CheckStep::failed(StepName::Broker, Code::BrokerUnavailable, cause, remedy)
             }
             None if !can_be_created(file) => {
                 let cause = format!("{} can't be created: this user can't write to its directory", file.display());

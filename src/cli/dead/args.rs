@@ -14,20 +14,20 @@ use crate::domain::outcome::{Class, Reason};
 #[command(next_help_heading = "Filters")]
 pub(super) struct FilterArgs {
     /// Reason, such as source_not_found. Repeatable
-    #[arg(long, value_name = "REASON", value_parser = reason)]
-    reason: Vec<String>,
+    #[arg(long = "reason", value_name = "REASON", value_parser = reason)]
+    reasons: Vec<String>,
     /// Class of the reason, such as destination. Repeatable
-    #[arg(long, value_name = "CLASS", value_parser = class)]
-    class: Vec<String>,
+    #[arg(long = "class", value_name = "CLASS", value_parser = class)]
+    classes: Vec<String>,
     /// Destination id. Repeatable
-    #[arg(long, value_name = "DEST")]
-    destination: Vec<String>,
+    #[arg(long = "destination", value_name = "DEST")]
+    destinations: Vec<String>,
     /// Lane of the job
     #[arg(long, value_enum)]
     lane: Option<LaneArg>,
     /// Job id, or with `*` at the end the beginning of job ids. Repeatable
-    #[arg(long, value_name = "ID|PREFIX*")]
-    job: Vec<String>,
+    #[arg(long = "job", value_name = "ID|PREFIX*")]
+    jobs: Vec<String>,
     /// Dead-lettered longer ago than this, such as 2h or 30d
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     older_than: Option<Duration>,
@@ -35,8 +35,8 @@ pub(super) struct FilterArgs {
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     newer_than: Option<Duration>,
     /// Letter id (first column of `dead list`), or its beginning. Repeatable
-    #[arg(long, value_name = "LETTER")]
-    id: Vec<String>,
+    #[arg(long = "id", value_name = "LETTER")]
+    ids: Vec<String>,
     /// Stop after this number of dead letters
     #[arg(long, value_name = "N", value_parser = parse_number)]
     limit: Option<u64>,
@@ -58,18 +58,9 @@ fn class(text: &str) -> Result<String, String> {
 
 impl From<FilterArgs> for LetterFilter {
     fn from(args: FilterArgs) -> Self {
-        let FilterArgs { reason, class, destination, lane, job, older_than, newer_than, id, limit } = args;
-        Self {
-            reasons: reason,
-            classes: class,
-            destinations: destination,
-            lane: lane.map(Into::into),
-            jobs: job,
-            older_than,
-            newer_than,
-            ids: id,
-            limit,
-        }
+        let FilterArgs { reasons, classes, destinations, lane, jobs, older_than, newer_than, ids, limit } = args;
+        let lane = lane.map(Into::into);
+        Self { reasons, classes, destinations, lane, jobs, older_than, newer_than, ids, limit }
     }
 }
 

@@ -9,12 +9,11 @@ use serde_json::Value;
 use super::args::FilterArgs;
 use super::open;
 use super::redact::summary;
-use crate::cli::output::text::{UNKNOWN, duration, table};
+use crate::cli::output::text::{UNKNOWN, duration, known, table};
 use crate::cli::{CommandError, Exit, notice, print};
 use crate::config::Config;
 use crate::dead_letter::filter::{LetterFilter, age};
 use crate::queue::DeadLetter;
-use crate::runtime::output::printable;
 
 const HEADS: [&str; 8] = ["LETTER", "REASON", "CLASS", "DESTINATION", "LANE", "ATTEMPTS", "AGE", "JOB"];
 
@@ -31,7 +30,7 @@ pub(super) async fn execute(args: ListArgs, config: &Config, json: bool) -> Resu
     let mut selection = LetterFilter::from(args.filter).select();
     let (mut rows, mut reasons) = (Vec::new(), BTreeMap::<String, u64>::new());
     while let Some(letter) = selection.next(&mut *letters, || ()).await? {
-        *reasons.entry(or_unknown(letter.reason())).or_default() += 1;
+        *reasons.entry(known(Some(letter.reason()))).or_default() += 1;
         if json {
             print(&Value::Object(summary(&letter, selection.now)).to_string());
         } else {
@@ -49,20 +48,16 @@ pub(super) async fn execute(args: ListArgs, config: &Config, json: bool) -> Resu
     Ok(print(&format!("{rows}{counts}")))
 }
 
-fn or_unknown(text: &str) -> String {
-    if text.is_empty() { UNKNOWN.to_owned() } else { printable(text) }
-}
-
 fn row(letter: &DeadLetter, now: Timestamp) -> [String; 8] {
     [
         letter.id().to_string(),
-        or_unknown(letter.reason()),
-        or_unknown(letter.class()),
-        or_unknown(letter.destination().unwrap_or_default()),
+        known(Some(letter.reason())),
+        known(Some(letter.class())),
+        known(letter.destination()),
         letter.lane().as_str().to_owned(),
         letter.attempts().to_string(),
         age(letter, now).map_or_else(|| UNKNOWN.to_owned(), duration),
-        or_unknown(letter.job_id().unwrap_or_default()),
+        known(letter.job_id()),
     ]
 }
 

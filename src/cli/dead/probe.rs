@@ -69,7 +69,7 @@ fn is_open(status: &Value, destination: &str) -> bool {
 /// First failed step, which explains the later ones.
 fn failure(report: &CheckReport) -> String {
     let failed = report.steps.iter().find(|step| step.result == StepResult::Failed);
-    let cause = failed.map_or_else(String::new, |step| format!(" at `{}`: {}", step.step.title(), step.cause));
+    let cause = failed.map_or_else(String::new, |step| format!(" at `{}`: {}", step.step.as_str(), step.cause));
     format!("its connection test fails{cause}")
 }
 

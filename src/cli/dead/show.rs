@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::open;
 use super::redact::{redacted, redacted_text, summary};
-use crate::cli::output::text::{UNKNOWN, duration};
+use crate::cli::output::text::{UNKNOWN, duration, known};
 use crate::cli::{CommandError, Exit, fail, print, print_json};
 use crate::config::Config;
 use crate::dead_letter::filter::age;
@@ -87,8 +87,6 @@ fn decode(content_type: Option<&str>, body: &[u8]) -> Option<Value> {
 }
 
 fn text(letter: &DeadLetter, data: &Value, now: Timestamp) -> String {
-    let known =
-        |value: Option<&str>| value.filter(|text| !text.is_empty()).map_or_else(|| UNKNOWN.to_owned(), printable);
     let at = |at: Option<Timestamp>| at.map_or_else(|| UNKNOWN.to_owned(), |at| format!("{at:.0}"));
     let ago = age(letter, now).map_or_else(String::new, |age| format!(" ({} ago)", duration(age)));
     let runs = if letter.run() == 0 { String::new() } else { format!(", requeued {} times before", letter.run()) };

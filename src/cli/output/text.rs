@@ -9,6 +9,11 @@ use crate::runtime::output::printable;
 /// Cell of a value that is not known.
 pub(in crate::cli) const UNKNOWN: &str = "-";
 
+/// Formats a text of a letter or a message; [`UNKNOWN`] if there is none.
+pub(in crate::cli) fn known(text: Option<&str>) -> String {
+    text.filter(|text| !text.is_empty()).map_or_else(|| UNKNOWN.to_owned(), printable)
+}
+
 /// Formats a duration with two units at most: `45s`, `12m`, `5h 3m`, `3d 4h`.
 pub(in crate::cli) fn duration(duration: Duration) -> String {
     let seconds = duration.as_secs();

@@ -39,10 +39,6 @@ fn unknown_destination(config: &Config, destination: &DestinationId) -> Option<S
 /// # Errors
 /// The error of the broker. No worker was notified then.
 pub(in crate::cli) async fn reset_circuit(config: &Config, destination: &DestinationId) -> Result<Control, QueueError> {
-    broker::announce(
-        config,
-        "reset",
-        ControlCommand::ResetCircuit(DestinationIdentity::configured(destination.clone())),
-    )
-    .await
+    let command = ControlCommand::ResetCircuit(DestinationIdentity::configured(destination.clone()));
+    broker::announce(config, "reset", command).await
 }

@@ -1,6 +1,5 @@
 //! HTTP client of the admin endpoints of workers.
 
-use std::error::Error as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,6 +9,7 @@ use serde_json::Value;
 use url::Url;
 
 use crate::config::read_token;
+use crate::runtime::causes::innermost;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -64,24 +64,21 @@ impl StatusClient {
             Ok(response) => response,
             Err(problem) => return Err(self.explain(&url, &problem).await),
         };
-        match response.status() {
+        let refusal = match response.status() {
+            status if status.is_success() => None,
             StatusCode::UNAUTHORIZED if self.token.is_some() => {
-                return Err(
-                    "it refuses the token of admin.token_file; give the file with that worker's token".to_owned()
-                );
+                Some("it refuses the token of admin.token_file; give the file with that worker's token")
             }
             StatusCode::UNAUTHORIZED => {
-                return Err("it requires a token; set admin.token_file to the file with that worker's token".to_owned());
+                Some("it requires a token; set admin.token_file to the file with that worker's token")
             }
             StatusCode::MISDIRECTED_REQUEST => {
-                return Err(
-                    "it does not know this name; use its address, or add the name to its admin.hosts".to_owned()
-                );
+                Some("it does not know this name; use its address, or add the name to its admin.hosts")
             }
-            _ => {}
-        }
-        if !response.status().is_success() {
-            return Err(format!("it answers {}; is it the admin endpoint of a worker?", response.status()));
+            status => return Err(format!("it answers {status}; is it the admin endpoint of a worker?")),
+        };
+        if let Some(refusal) = refusal {
+            return Err(refusal.to_owned());
         }
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|problem| root_cause(&problem))? {
@@ -125,11 +122,7 @@ fn root_cause(problem: &reqwest::Error) -> String {
     if problem.is_timeout() {
         return "no answer in time".to_owned();
     }
-    let mut cause = problem.source();
-    while let Some(deeper) = cause.and_then(std::error::Error::source) {
-        cause = Some(deeper);
-    }
-    cause.map_or_else(|| problem.to_string(), ToString::to_string)
+    innermost(problem).to_string()
 }
 
 #[cfg(test)]

@@ -8,23 +8,11 @@ use crate::domain::destination::Invalid;
 
 /// Problems of the values, each with its key, reason and remedy.
 #[derive(Default)]
-pub(super) struct Findings(Vec<Invalid>);
+pub(super) struct Findings(pub(super) Vec<Invalid>);
 
 impl Findings {
-    pub(super) fn into_problems(self) -> Vec<Invalid> {
-        self.0
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     pub(super) fn add(&mut self, key: &str, problem: impl Into<String>) {
         self.0.push(Invalid::new(key, problem));
-    }
-
-    pub(super) fn extend(&mut self, problems: impl IntoIterator<Item = Invalid>) {
-        self.0.extend(problems);
     }
 
     pub(super) fn require(&mut self, holds: bool, key: &str, problem: &str) {

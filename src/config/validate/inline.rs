@@ -19,11 +19,9 @@ pub(super) fn inline(raw: RawInlineConfig, findings: &mut Findings) -> InlinePol
     ];
     for (key, pattern) in patterns.into_iter().flat_map(|(key, all)| all.iter().map(move |one| (key, one))) {
         let fits = (1..=MAX_PATTERN_BYTES).contains(&pattern.len()) && !pattern.chars().any(char::is_control);
-        findings.require(
-            fits,
-            key,
-            "has a pattern that is empty, too long or has control characters; write for example \"arn:aws:iam::*:role/consign-*\"",
-        );
+        let problem = "has a pattern that is empty, too long or has control characters; write for example \
+            \"arn:aws:iam::*:role/consign-*\"";
+        findings.require(fits, key, problem);
         let rest = pattern.replace("{tenant}", "");
         let problem = "has braces; only {tenant} is known, which stands for the tenant of the job";
         findings.require(!rest.contains(['{', '}']), key, problem);

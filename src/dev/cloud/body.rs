@@ -3,13 +3,11 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use std::pin::Pin;
+use std::future::ready;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, Digest};
-use futures_util::{Stream, StreamExt as _};
+use futures_util::stream::{self, StreamExt as _};
 use parking_lot::Mutex;
 use s3s::dto::StreamingBlob;
 use s3s::{S3Error, S3Result, StdError, s3_error};
@@ -41,22 +39,26 @@ pub(super) fn bad_digest() -> S3Error {
     s3_error!(BadDigest, "The CRC64NVME you specified did not match the calculated checksum.")
 }
 
-struct Checked {
-    inner: StreamingBlob,
-    digest: Digest,
-    length: u64,
-    expected: Option<String>,
-    witness: Witness,
-}
-
 /// Wraps a body. Nothing of a body with another checksum than `expected` is kept: its stream ends
 /// in an error.
 pub(super) fn checked(body: Option<StreamingBlob>, expected: Option<String>) -> S3Result<(StreamingBlob, Witness)> {
     let inner = body.ok_or_else(|| s3_error!(IncompleteBody, "there is no body"))?;
     let witness = Witness::default();
-    let digest = Digest::new(CrcAlgorithm::Crc64Nvme);
-    let checked = Checked { inner, digest, length: 0, expected, witness: witness.clone() };
-    Ok((StreamingBlob::wrap(checked.map(|item| item.map_err(Broken))), witness))
+    let (seen, mut digest, mut length) = (witness.clone(), Digest::new(CrcAlgorithm::Crc64Nvme), 0);
+    let checked = inner.map(Some).chain(stream::iter([None])).filter_map(move |item| {
+        if let Some(Ok(bytes)) = &item {
+            digest.update(bytes);
+            length += bytes.len() as u64;
+        }
+        let end = || {
+            let crc = digest.finalize();
+            let wrong = expected.as_ref().is_some_and(|expected| *expected != crc_text(crc));
+            *seen.0.lock() = ReceivedBody { crc, length, wrong };
+            wrong.then(|| Err("the checksum is another".into()))
+        };
+        ready(item.or_else(end).map(|item| item.map_err(Broken)))
+    });
+    Ok((StreamingBlob::wrap(checked), witness))
 }
 
 /// Reads a body to its end and forgets it: an answer before that may never reach a client that is
@@ -64,29 +66,6 @@ pub(super) fn checked(body: Option<StreamingBlob>, expected: Option<String>) -> 
 pub(super) async fn drained(body: Option<StreamingBlob>) {
     if let Some(mut body) = body {
         while let Some(Ok(_)) = body.next().await {}
-    }
-}
-
-impl Stream for Checked {
-    type Item = Result<Bytes, StdError>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let item = std::task::ready!(self.inner.poll_next_unpin(cx));
-        if let Some(Ok(bytes)) = &item {
-            self.digest.update(bytes);
-            self.length += bytes.len() as u64;
-        }
-        Poll::Ready(if item.is_none() { self.end() } else { item })
-    }
-}
-
-impl Checked {
-    fn end(&mut self) -> Option<Result<Bytes, StdError>> {
-        let crc = self.digest.finalize();
-        let wrong = self.expected.take().is_some_and(|expected| expected != crc_text(crc));
-        let seen = ReceivedBody { crc, length: self.length, wrong };
-        *self.witness.0.lock() = seen;
-        wrong.then(|| Err("the checksum is another".into()))
     }
 }
 

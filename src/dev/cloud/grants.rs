@@ -24,33 +24,6 @@ pub(super) struct Door {
 }
 
 impl Door {
-    fn judge(&self, cx: &S3AccessContext<'_>) -> S3Result<()> {
-        let key = cx.credentials().ok_or_else(denied)?.access_key.as_str();
-        let signer = self.keys.signer(key).ok_or_else(denied)?;
-        carries(signer.token.as_deref(), cx.headers())?;
-        let operation = cx.s3_op().name();
-        match signer.principal {
-            SigningPrincipal::Viewer if READING.contains(&operation) => Ok(()),
-            SigningPrincipal::Platform | SigningPrincipal::Viewer => Err(denied()),
-            SigningPrincipal::Customer(customer, session) => {
-                let bucket = cx.s3_path().get_bucket_name().ok_or_else(denied)?;
-                self.owned_as_expected(bucket, cx.headers())?;
-                let resource = match cx.s3_path() {
-                    S3Path::Object { bucket, key } => format!("arn:aws:s3:::{bucket}/{key}"),
-                    _ => format!("arn:aws:s3:::{bucket}"),
-                };
-                let prefix = cx.uri().query().and_then(prefix_of);
-                let allowed = actions(operation, cx.headers()).is_some_and(|actions| {
-                    actions.iter().all(|action| {
-                        let asked = Asked { action, resource: &resource, prefix: prefix.as_deref() };
-                        customer.grants().allows(&asked) && session.as_ref().is_none_or(|policy| policy.allows(&asked))
-                    })
-                });
-                if allowed { Ok(()) } else { Err(denied()) }
-            }
-        }
-    }
-
     /// S3 knows no bucket of that name, or it belongs to another account than the caller believes.
     fn owned_as_expected(&self, bucket: &str, headers: &HeaderMap) -> S3Result<()> {
         let owner = self.customers.iter().find(|customer| customer.bucket == bucket);
@@ -106,6 +79,29 @@ fn denied() -> S3Error {
 #[async_trait]
 impl S3Access for Door {
     async fn check(&self, cx: &mut S3AccessContext<'_>) -> S3Result<()> {
-        self.judge(cx)
+        let key = cx.credentials().ok_or_else(denied)?.access_key.as_str();
+        let signer = self.keys.signer(key).ok_or_else(denied)?;
+        carries(signer.token.as_deref(), cx.headers())?;
+        let operation = cx.s3_op().name();
+        match signer.principal {
+            SigningPrincipal::Viewer if READING.contains(&operation) => Ok(()),
+            SigningPrincipal::Platform | SigningPrincipal::Viewer => Err(denied()),
+            SigningPrincipal::Customer(customer, session) => {
+                let bucket = cx.s3_path().get_bucket_name().ok_or_else(denied)?;
+                self.owned_as_expected(bucket, cx.headers())?;
+                let resource = match cx.s3_path() {
+                    S3Path::Object { bucket, key } => format!("arn:aws:s3:::{bucket}/{key}"),
+                    _ => format!("arn:aws:s3:::{bucket}"),
+                };
+                let prefix = cx.uri().query().and_then(prefix_of);
+                let allowed = actions(operation, cx.headers()).is_some_and(|actions| {
+                    actions.iter().all(|action| {
+                        let asked = Asked { action, resource: &resource, prefix: prefix.as_deref() };
+                        customer.grants().allows(&asked) && session.as_ref().is_none_or(|policy| policy.allows(&asked))
+                    })
+                });
+                if allowed { Ok(()) } else { Err(denied()) }
+            }
+        }
     }
 }

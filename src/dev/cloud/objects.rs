@@ -45,14 +45,8 @@ impl Objects {
         }
         forget_uploads(root)?;
         let files = FileSystem::new(root).map_err(|problem| std::io::Error::other(S3Error::from(problem)))?;
-        Ok(Self {
-            root: root.to_owned(),
-            files,
-            memory,
-            customers,
-            injected_fault,
-            fault_injected: AtomicBool::new(false),
-        })
+        let (root, fault_injected) = (root.to_owned(), AtomicBool::new(false));
+        Ok(Self { root, files, memory, customers, injected_fault, fault_injected })
     }
 
     fn customer(&self, bucket: &str) -> S3Result<&Customer> {
@@ -70,10 +64,9 @@ impl Objects {
         bucket_key: Option<bool>,
     ) -> S3Result<RequestedEncryption> {
         let customer = self.customer(bucket)?;
-        let Some(sse) = sse else { return Ok(RequestedEncryption::bucket_default()) };
-        if sse.as_str() == ServerSideEncryption::AES256 {
+        let Some(sse) = sse.filter(|sse| sse.as_str() != ServerSideEncryption::AES256) else {
             return Ok(RequestedEncryption::bucket_default());
-        }
+        };
         if key.is_some() && key != customer.kms_key_arn.as_ref() {
             let code = S3ErrorCode::Custom("KMS.NotFoundException".into());
             let mut error = S3Error::with_message(code, "the key is not known");
@@ -97,10 +90,7 @@ impl Objects {
 
     /// True for the first try of the part that is refused on purpose.
     fn hiccups(&self, key: &str, number: i32) -> bool {
-        let chosen = self
-            .injected_fault
-            .as_ref()
-            .is_some_and(|injected_fault| injected_fault.part == number && key == injected_fault.key);
+        let chosen = self.injected_fault.as_ref().is_some_and(|fault| fault.part == number && fault.key == key);
         chosen && !self.fault_injected.swap(true, Ordering::Relaxed)
     }
 

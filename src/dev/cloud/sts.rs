@@ -52,30 +52,6 @@ impl FormFields {
 }
 
 impl Sts {
-    async fn answer(&self, mut request: S3Request<Body>) -> S3Result<S3Response<Body>> {
-        let body = request.input.store_all_limited(FORM_LIMIT).await;
-        let form = FormFields::parse(&body.map_err(|_| s3_error!(InvalidRequest, "the form can't be read"))?);
-        let key = request.credentials.map(|credentials| credentials.access_key).unwrap_or_default();
-        let action = form.get("Action").unwrap_or_default();
-        let answer = match (action, self.keys.signer(&key).map(|signer| signer.principal)) {
-            ("AssumeRole", Some(SigningPrincipal::Platform)) => self.assume(&form),
-            ("AssumeRole", _) => Err(denied("this principal may not assume roles")),
-            ("GetCallerIdentity", Some(principal)) => Ok(caller(&principal, &key)),
-            _ => Err(invalid(format!("there is no action {action} here"))),
-        };
-        Ok(match answer {
-            Ok(result) => xml(
-                StatusCode::OK,
-                &format!(
-                    "<{action}Response xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><{action}Result>{result}</{action}Result>\
-                 <ResponseMetadata><RequestId>{}</RequestId></ResponseMetadata></{action}Response>",
-                    uuid::Uuid::new_v4()
-                ),
-            ),
-            Err(StsError(status, code, message)) => xml(status, &refusal(code, &message)),
-        })
-    }
-
     fn assume(&self, form: &FormFields) -> StsResponse {
         let asked = form.get("RoleArn").unwrap_or_default();
         let role = self.customers.iter().find_map(|customer| match &customer.way {
@@ -172,7 +148,27 @@ impl S3Route for Sts {
         }
     }
 
-    async fn call(&self, request: S3Request<Body>) -> S3Result<S3Response<Body>> {
-        self.answer(request).await
+    async fn call(&self, mut request: S3Request<Body>) -> S3Result<S3Response<Body>> {
+        let body = request.input.store_all_limited(FORM_LIMIT).await;
+        let form = FormFields::parse(&body.map_err(|_| s3_error!(InvalidRequest, "the form can't be read"))?);
+        let key = request.credentials.map(|credentials| credentials.access_key).unwrap_or_default();
+        let action = form.get("Action").unwrap_or_default();
+        let answer = match (action, self.keys.signer(&key).map(|signer| signer.principal)) {
+            ("AssumeRole", Some(SigningPrincipal::Platform)) => self.assume(&form),
+            ("AssumeRole", _) => Err(denied("this principal may not assume roles")),
+            ("GetCallerIdentity", Some(principal)) => Ok(caller(&principal, &key)),
+            _ => Err(invalid(format!("there is no action {action} here"))),
+        };
+        Ok(match answer {
+            Ok(result) => xml(
+                StatusCode::OK,
+                &format!(
+                    "<{action}Response xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><{action}Result>{result}</{action}Result>\
+                 <ResponseMetadata><RequestId>{}</RequestId></ResponseMetadata></{action}Response>",
+                    uuid::Uuid::new_v4()
+                ),
+            ),
+            Err(StsError(status, code, message)) => xml(status, &refusal(code, &message)),
+        })
     }
 }

@@ -59,11 +59,12 @@ impl<V> Default for CacheSlot<V> {
 }
 
 impl<V: Clone> CacheSlot<V> {
-    /// Returns the cached answer: a value that is still valid at `good_until`, or a denial that is
-    /// valid `now`.
-    pub(super) fn answer(&self, good_until: Instant, now: Instant) -> Option<Result<V, Failure>> {
+    /// Returns the cached answer: a value that is still valid after `left`, or a denial that is
+    /// valid now.
+    pub(super) fn answer(&self, left: Duration) -> Option<Result<V, Failure>> {
+        let now = Instant::now();
         match &*self.state.read() {
-            CacheState::Cached { value, ends, .. } if ends.is_none_or(|ends| ends > good_until) => {
+            CacheState::Cached { value, ends, .. } if ends.is_none_or(|ends| ends > now + left) => {
                 Some(Ok(value.clone()))
             }
             CacheState::Denied { failure, until } if *until > now => {
@@ -73,7 +74,8 @@ impl<V: Clone> CacheSlot<V> {
         }
     }
 
-    pub(super) fn known(&self, now: Instant) -> SessionStatus {
+    pub(super) fn known(&self) -> SessionStatus {
+        let now = Instant::now();
         match &*self.state.read() {
             CacheState::Cached { since, ends, .. } if ends.is_none_or(|ends| ends > now) => {
                 SessionStatus::Cached { age: now - *since, left: ends.map(|ends| ends - now) }

@@ -2,84 +2,90 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// IPv4 networks that are not the public internet (IANA's special-purpose registry): network,
-/// prefix length, name.
-const NON_PUBLIC_V4: [(Ipv4Addr, u32, &str); 17] = [
-    (Ipv4Addr::UNSPECIFIED, 8, "an unspecified address"),
-    (Ipv4Addr::new(10, 0, 0, 0), 8, "a private address"),
-    (Ipv4Addr::new(100, 64, 0, 0), 10, "a carrier-grade NAT address"),
-    (Ipv4Addr::new(127, 0, 0, 0), 8, "a loopback address"),
-    (Ipv4Addr::new(169, 254, 0, 0), 16, "a link-local address"),
-    (Ipv4Addr::new(172, 16, 0, 0), 12, "a private address"),
-    (Ipv4Addr::new(192, 0, 0, 0), 24, "a protocol assignment address"),
-    (Ipv4Addr::new(192, 0, 2, 0), 24, "a documentation address"),
-    (Ipv4Addr::new(192, 31, 196, 0), 24, "a reserved address"),
-    (Ipv4Addr::new(192, 52, 193, 0), 24, "a reserved address"),
-    (Ipv4Addr::new(192, 88, 99, 0), 24, "a 6to4 relay address"),
-    (Ipv4Addr::new(192, 168, 0, 0), 16, "a private address"),
-    (Ipv4Addr::new(198, 18, 0, 0), 15, "a benchmark address"),
-    (Ipv4Addr::new(198, 51, 100, 0), 24, "a documentation address"),
-    (Ipv4Addr::new(203, 0, 113, 0), 24, "a documentation address"),
-    (Ipv4Addr::new(224, 0, 0, 0), 4, "a multicast address"),
-    (Ipv4Addr::new(240, 0, 0, 0), 4, "a reserved address"),
-];
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// IPv6 networks inside `2000::/3` that are not the public internet, or that carry an IPv4 address.
-/// Everything outside of `2000::/3` is refused; those networks are listed only for the message.
-const NON_PUBLIC_V6: [(Ipv6Addr, u32, &str); 16] = [
-    (Ipv6Addr::UNSPECIFIED, 128, "an unspecified address"),
-    (Ipv6Addr::LOCALHOST, 128, "a loopback address"),
-    (Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96, "an IPv4-mapped address"),
-    (Ipv6Addr::UNSPECIFIED, 96, "an IPv4-compatible address"),
-    (Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96, "a NAT64 address"),
-    (Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, 0, 0), 48, "a NAT64 address"),
-    (Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0), 64, "a discard address"),
-    (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 32, "a Teredo address"),
-    (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32, "a documentation address"),
-    (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23, "a protocol assignment address"),
-    (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16, "a 6to4 address"),
-    (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20, "a documentation address"),
-    (Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7, "a unique local address"),
-    (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10, "a link-local address"),
-    (Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 0), 10, "a site-local address"),
-    (Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8, "a multicast address"),
+/// A network and the kind of its addresses.
+type NetworkKind = (IpNet, &'static str);
+
+const fn v4(address: Ipv4Addr, length: u8, kind: &'static str) -> NetworkKind {
+    (IpNet::V4(Ipv4Net::new_assert(address, length)), kind)
+}
+
+const fn v6(address: Ipv6Addr, length: u8, kind: &'static str) -> NetworkKind {
+    (IpNet::V6(Ipv6Net::new_assert(address, length)), kind)
+}
+
+/// Networks that are not the public internet (IANA's special-purpose registry), and those inside
+/// `2000::/3` that carry an IPv4 address. Everything outside of `2000::/3` is refused; those IPv6
+/// networks are listed only for the message.
+const NON_PUBLIC: [NetworkKind; 33] = [
+    v4(Ipv4Addr::UNSPECIFIED, 8, "an unspecified address"),
+    v4(Ipv4Addr::new(10, 0, 0, 0), 8, "a private address"),
+    v4(Ipv4Addr::new(100, 64, 0, 0), 10, "a carrier-grade NAT address"),
+    v4(Ipv4Addr::new(127, 0, 0, 0), 8, "a loopback address"),
+    v4(Ipv4Addr::new(169, 254, 0, 0), 16, "a link-local address"),
+    v4(Ipv4Addr::new(172, 16, 0, 0), 12, "a private address"),
+    v4(Ipv4Addr::new(192, 0, 0, 0), 24, "a protocol assignment address"),
+    v4(Ipv4Addr::new(192, 0, 2, 0), 24, "a documentation address"),
+    v4(Ipv4Addr::new(192, 31, 196, 0), 24, "a reserved address"),
+    v4(Ipv4Addr::new(192, 52, 193, 0), 24, "a reserved address"),
+    v4(Ipv4Addr::new(192, 88, 99, 0), 24, "a 6to4 relay address"),
+    v4(Ipv4Addr::new(192, 168, 0, 0), 16, "a private address"),
+    v4(Ipv4Addr::new(198, 18, 0, 0), 15, "a benchmark address"),
+    v4(Ipv4Addr::new(198, 51, 100, 0), 24, "a documentation address"),
+    v4(Ipv4Addr::new(203, 0, 113, 0), 24, "a documentation address"),
+    v4(Ipv4Addr::new(224, 0, 0, 0), 4, "a multicast address"),
+    v4(Ipv4Addr::new(240, 0, 0, 0), 4, "a reserved address"),
+    v6(Ipv6Addr::UNSPECIFIED, 128, "an unspecified address"),
+    v6(Ipv6Addr::LOCALHOST, 128, "a loopback address"),
+    v6(Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96, "an IPv4-mapped address"),
+    v6(Ipv6Addr::UNSPECIFIED, 96, "an IPv4-compatible address"),
+    v6(Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96, "a NAT64 address"),
+    v6(Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, 0, 0), 48, "a NAT64 address"),
+    v6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0), 64, "a discard address"),
+    v6(Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 32, "a Teredo address"),
+    v6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32, "a documentation address"),
+    v6(Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23, "a protocol assignment address"),
+    v6(Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16, "a 6to4 address"),
+    v6(Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20, "a documentation address"),
+    v6(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7, "a unique local address"),
+    v6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10, "a link-local address"),
+    v6(Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 0), 10, "a site-local address"),
+    v6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8, "a multicast address"),
 ];
 
 /// Networks that no setting opens: services of the cloud that hand out credentials, link-local
 /// neighbours, and addresses that are no single host.
-const NEVER_V4: [(Ipv4Addr, u32, &str); 7] = [
-    (Ipv4Addr::UNSPECIFIED, 8, "an unspecified address"),
-    (Ipv4Addr::new(169, 254, 0, 0), 16, "a link-local address"),
-    (Ipv4Addr::new(100, 100, 100, 200), 32, "a cloud metadata address"),
-    (Ipv4Addr::new(168, 63, 129, 16), 32, "a cloud metadata address"),
-    (Ipv4Addr::new(192, 0, 0, 192), 32, "a cloud metadata address"),
-    (Ipv4Addr::new(224, 0, 0, 0), 4, "a multicast address"),
-    (Ipv4Addr::new(240, 0, 0, 0), 4, "a reserved address"),
+const NEVER: [NetworkKind; 12] = [
+    v4(Ipv4Addr::UNSPECIFIED, 8, "an unspecified address"),
+    v4(Ipv4Addr::new(169, 254, 0, 0), 16, "a link-local address"),
+    v4(Ipv4Addr::new(100, 100, 100, 200), 32, "a cloud metadata address"),
+    v4(Ipv4Addr::new(168, 63, 129, 16), 32, "a cloud metadata address"),
+    v4(Ipv4Addr::new(192, 0, 0, 192), 32, "a cloud metadata address"),
+    v4(Ipv4Addr::new(224, 0, 0, 0), 4, "a multicast address"),
+    v4(Ipv4Addr::new(240, 0, 0, 0), 4, "a reserved address"),
+    v6(Ipv6Addr::UNSPECIFIED, 128, "an unspecified address"),
+    v6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0), 32, "a cloud metadata (unique local) address"),
+    v6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0), 64, "a cloud metadata (unique local) address"),
+    v6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10, "a link-local address"),
+    v6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8, "a multicast address"),
 ];
-const NEVER_V6: [(Ipv6Addr, u32, &str); 5] = [
-    (Ipv6Addr::UNSPECIFIED, 128, "an unspecified address"),
-    (Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0), 32, "a cloud metadata (unique local) address"),
-    (Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0), 64, "a cloud metadata (unique local) address"),
-    (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10, "a link-local address"),
-    (Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8, "a multicast address"),
-];
+
+fn listed(networks: &[NetworkKind], ip: IpAddr) -> Option<&'static str> {
+    networks.iter().find(|(network, _)| network.contains(&ip)).map(|(_, kind)| *kind)
+}
 
 /// Returns the kind of an address that is forbidden whatever the settings say.
 pub(super) fn never_allowed(ip: IpAddr) -> Option<&'static str> {
-    match ip {
-        IpAddr::V4(ip) => NEVER_V4.iter().find(|(net, length, _)| in_v4(ip, *net, *length)).map(|(.., kind)| *kind),
-        IpAddr::V6(ip) => {
-            let listed = NEVER_V6.iter().find(|(net, length, _)| in_v6(ip, *net, *length)).map(|(.., kind)| *kind);
-            listed.or_else(|| nat64_never_allowed(ip))
-        }
-    }
+    listed(&NEVER, ip).or_else(|| nat64_never_allowed(ip))
 }
 
 /// The local-use prefix of NAT64 may be cut anywhere (RFC 8215), and the IPv4 address follows the
 /// cut, around the bits 64 to 71 (RFC 6052). Returns the kind of a service that would be reached.
-fn nat64_never_allowed(ip: Ipv6Addr) -> Option<&'static str> {
+fn nat64_never_allowed(ip: IpAddr) -> Option<&'static str> {
+    let IpAddr::V6(ip) = ip else { return None };
     let octets = ip.octets();
-    if !in_v6(ip, Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, 0, 0), 48) {
+    if !matches!(ip.segments(), [0x64, 0xff9b, 1, ..]) {
         return None;
     }
     let carried = [[6, 7, 9, 10], [7, 9, 10, 11], [9, 10, 11, 12]].map(|at| Ipv4Addr::from(at.map(|at| octets[at])));
@@ -111,32 +117,18 @@ pub(super) fn carried_v4(ip: IpAddr) -> impl Iterator<Item = Ipv4Addr> {
     [at_the_end, in_the_prefix].into_iter().flatten()
 }
 
-fn in_v4(ip: Ipv4Addr, net: Ipv4Addr, length: u32) -> bool {
-    (ip.to_bits() ^ net.to_bits()) >> (32 - length) == 0
-}
-
-fn in_v6(ip: Ipv6Addr, net: Ipv6Addr, length: u32) -> bool {
-    (ip.to_bits() ^ net.to_bits()) >> (128 - length) == 0
-}
-
 /// Returns the kind of a forbidden address; `None` for an address of the public internet.
 pub(super) fn forbidden_kind(ip: IpAddr) -> Option<&'static str> {
-    match ip {
-        IpAddr::V4(ip) => forbidden_v4(ip),
-        IpAddr::V6(ip) => forbidden_v6(ip),
-    }
-}
-
-fn forbidden_v4(ip: Ipv4Addr) -> Option<&'static str> {
-    NON_PUBLIC_V4.iter().find(|(net, length, _)| in_v4(ip, *net, *length)).map(|(.., kind)| *kind)
-}
-
-fn forbidden_v6(ip: Ipv6Addr) -> Option<&'static str> {
-    let listed = NON_PUBLIC_V6.iter().find(|(net, length, _)| in_v6(ip, *net, *length)).map(|(.., kind)| *kind);
-    let global = in_v6(ip, Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
-    // ISATAP: an interface id of 0:5efe or 200:5efe carries an IPv4 address in its last 32 bits.
-    let isatap = matches!(ip.segments(), [_, _, _, _, 0 | 0x200, 0x5efe, ..]);
-    listed.or_else(|| isatap.then_some("an ISATAP address")).or_else(|| (!global).then_some("a reserved address"))
+    let beyond = || {
+        let IpAddr::V6(ip) = ip else { return None };
+        match ip.segments() {
+            // ISATAP: an interface id of 0:5efe or 200:5efe carries an IPv4 address in its last 32 bits.
+            [_, _, _, _, 0 | 0x200, 0x5efe, ..] => Some("an ISATAP address"),
+            [0x2000..=0x3fff, ..] => None,
+            _ => Some("a reserved address"),
+        }
+    };
+    listed(&NON_PUBLIC, ip).or_else(beyond)
 }
 
 #[cfg(test)]

@@ -91,20 +91,16 @@ pub(crate) fn check_range(
 /// Classifies a status, one row per meaning.
 fn status_failure(at: &Url, status: StatusCode, headers: &HeaderMap) -> Failure {
     let failure = |reason, what| status_named(at, status, reason, what);
+    let later = |what| Failure { retry_after: retry_after(headers), ..failure(Reason::SourceUnavailable, what) };
     match status.as_u16() {
         404 | 410 => failure(Reason::SourceNotFound, "does not exist")
             .hint("correct source.url in the job, or publish the job once the file exists"),
         // An expired presigned URL answers 403, on some stores 401.
         401 | 402 | 403 | 407 | 451 => failure(Reason::SourceDenied, "denied access")
             .hint("if this is a presigned URL, it may have expired: sign it for longer than the job may wait"),
-        408 | 425 | 429 => Failure {
-            retry_after: retry_after(headers),
-            ..failure(Reason::SourceUnavailable, "asks to try again later")
-        },
-        500..=599 => {
-            Failure { retry_after: retry_after(headers), ..failure(Reason::SourceUnavailable, "is unavailable") }
-        }
-        202 => Failure { retry_after: retry_after(headers), ..failure(Reason::SourceUnavailable, "is not ready yet") },
+        408 | 425 | 429 => later("asks to try again later"),
+        500..=599 => later("is unavailable"),
+        202 => later("is not ready yet"),
         203 => failure(Reason::SourceUnavailable, "was altered by a proxy on the way"),
         400..=499 => failure(Reason::Unclassified, "rejected the request"),
         _ => unclassified(at, status, "an unexpected status"),
@@ -133,13 +129,12 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let value = header_text(headers, &RETRY_AFTER)?;
     let asked = match value.parse() {
         Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => until(DateTimeParser::new().parse_timestamp(value).ok()?),
+        Err(_) => {
+            let at = DateTimeParser::new().parse_timestamp(value).ok()?;
+            Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default()
+        }
     };
     Some(asked.min(MAX_RETRY_AFTER))
-}
-
-fn until(time: Timestamp) -> Duration {
-    Duration::try_from(time.duration_since(Timestamp::now())).unwrap_or_default()
 }
 
 /// A parsed `Content-Range`.

@@ -9,7 +9,7 @@ use crate::domain::job::lease::Checkpoint;
 use crate::domain::outcome::Failure;
 use crate::runtime::failpoints;
 use crate::runtime::retry::Retry;
-use crate::upload::call::Calls;
+use crate::upload::call::{BASE_TIMEOUT, Calls};
 use crate::upload::classify::ErrorSignal;
 
 /// Later tries, for about eight minutes.
@@ -94,15 +94,14 @@ async fn abort_with_retries(calls: &Calls, bucket: &str, key: &str, id: &str) {
 }
 
 async fn once(calls: &Calls, bucket: &str, key: &str, id: &str) -> Result<Aborted, Failure> {
-    let owner = calls.destination.expected_bucket_owner.as_ref().map(|owner| owner.as_str().to_owned());
     let answer = calls
-        .call("AbortMultipartUpload", 0, |client| {
+        .call("AbortMultipartUpload", BASE_TIMEOUT, |client| {
             client
                 .abort_multipart_upload()
                 .bucket(bucket)
                 .key(key)
                 .upload_id(id)
-                .set_expected_bucket_owner(owner.clone())
+                .set_expected_bucket_owner(calls.owner())
                 .send()
         })
         .await;

@@ -10,14 +10,14 @@ use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, CompletedMultipartUploa
 
 use super::UploadRecord;
 use super::abort::{Aborted, abort, abort_in_background};
-use super::date::DateHeader;
-use crate::domain::destination::Checksum;
+use super::date::time_of;
+use crate::aws::headers::KeptHeader;
 use crate::domain::job::lease::{Checkpoint, PartDone, PartSizes};
 use crate::domain::outcome::{Encryption, Failure, Reason, Receipt};
 use crate::metrics::GaugeGuard;
 use crate::runtime::failpoints;
 use crate::telemetry::spans;
-use crate::upload::call::Calls;
+use crate::upload::call::{BASE_TIMEOUT, Calls};
 use crate::upload::classify::{CallError, ErrorSignal};
 use crate::upload::learnt::PartProof;
 use crate::upload::part::combined_crc;
@@ -71,17 +71,17 @@ impl<'a> MultipartUpload<'a> {
         target: &Target<'_>,
         record: Option<(&'a OpenUpload, Option<&UploadRecord>)>,
     ) -> Result<Self, Failure> {
-        let checked = target.destination.checksum == Checksum::Crc64Nvme;
-        let date = DateHeader::default();
+        let checked = target.wants_checksum();
+        let date = KeptHeader::new("date");
         let reply = calls
-            .call("CreateMultipartUpload", 0, |client| {
+            .call("CreateMultipartUpload", BASE_TIMEOUT, |client| {
                 let request = client
                     .create_multipart_upload()
                     .bucket(target.destination.bucket.as_str())
                     .key(target.key.as_str())
                     .set_checksum_algorithm(checked.then_some(ChecksumAlgorithm::Crc64Nvme))
                     .set_checksum_type(checked.then_some(ChecksumType::FullObject))
-                    .set_expected_bucket_owner(target.owner());
+                    .set_expected_bucket_owner(calls.owner());
                 object_headers!(request, target).customize().interceptor(date.clone()).send()
             })
             .await?;
@@ -95,7 +95,7 @@ impl<'a> MultipartUpload<'a> {
             key: target.key.as_str().to_owned(),
             id,
             encryption: Encryption::default(),
-            initiated: date.get().unwrap_or_else(SystemTime::now),
+            initiated: date.get().as_deref().and_then(time_of).unwrap_or_else(SystemTime::now),
             done: Vec::new(),
             open_upload: None,
             whole: None,
@@ -306,7 +306,7 @@ impl<'a> MultipartUpload<'a> {
         for _ in 0..MAX_COMPLETE_TRIES {
             let answer = self
                 .calls
-                .call_within("CompleteMultipartUpload", limit, |client| {
+                .call("CompleteMultipartUpload", limit, |client| {
                     client
                         .complete_multipart_upload()
                         .bucket(&self.bucket)
@@ -316,7 +316,7 @@ impl<'a> MultipartUpload<'a> {
                         .set_checksum_crc64_nvme(crc.map(str::to_owned))
                         .set_checksum_type(crc.map(|_| ChecksumType::FullObject))
                         .set_mpu_object_size(crc.map(|_| i64::try_from(length).unwrap_or(i64::MAX)))
-                        .set_expected_bucket_owner(self.owner())
+                        .set_expected_bucket_owner(self.calls.owner())
                         .set_if_none_match(conditional(target))
                         .send()
                 })
@@ -378,10 +378,6 @@ impl<'a> MultipartUpload<'a> {
         if let Some(open_upload) = self.open_upload {
             open_upload.close();
         }
-    }
-
-    fn owner(&self) -> Option<String> {
-        self.calls.destination.expected_bucket_owner.as_ref().map(|owner| owner.as_str().to_owned())
     }
 }
 

@@ -188,7 +188,7 @@ mod tests {
     async fn one_send_gives_the_checksum_with_the_last_byte_and_not_before() {
         let (_folder, part) = part();
         let passage = Passage::default();
-        let mut body = part.body_in_passing(passage.clone()).into_inner();
+        let mut body = part.body(Some(passage.clone())).into_inner();
         let mut sent = Vec::new();
         while let Some(chunk) = frame(&mut body).await {
             assert_eq!(passage.crc().is_some(), sent.len() + chunk.len() == LENGTH, "after {} bytes", sent.len());
@@ -202,10 +202,10 @@ mod tests {
     async fn a_send_that_broke_has_no_checksum_and_the_next_one_starts_again() {
         let (_folder, part) = part();
         let (broken, whole) = (Passage::default(), Passage::default());
-        let mut first = part.body_in_passing(broken.clone()).into_inner();
+        let mut first = part.body(Some(broken.clone())).into_inner();
         frame(&mut first).await.unwrap();
         drop(first);
-        part.body_in_passing(whole.clone()).into_inner().collect().await.unwrap();
+        part.body(Some(whole.clone())).into_inner().collect().await.unwrap();
         assert_eq!((broken.crc(), broken.failure()), (None, None));
         assert_eq!(whole.crc(), Some(crc()));
     }
@@ -214,7 +214,7 @@ mod tests {
     async fn a_file_that_shrinks_in_between_fails_as_changed() {
         let (folder, part) = part();
         let passage = Passage::default();
-        let mut body = part.body_in_passing(passage.clone()).into_inner();
+        let mut body = part.body(Some(passage.clone())).into_inner();
         frame(&mut body).await.unwrap();
         let file = std::fs::OpenOptions::new().write(true).open(folder.path().join("f")).unwrap();
         file.set_len(2 * CHUNK as u64).unwrap();
@@ -228,7 +228,7 @@ mod tests {
     #[tokio::test]
     async fn a_body_with_a_header_computes_nothing() {
         let (_folder, part) = part();
-        let sent = part.body().collect().await.unwrap().into_bytes();
+        let sent = part.body(None).collect().await.unwrap().into_bytes();
         assert!(sent == bytes()[OFFSET..], "other bytes");
         assert_eq!(part.compute_crc().await.unwrap(), crc());
         assert_eq!(part.crc, None);

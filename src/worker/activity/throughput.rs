@@ -40,21 +40,13 @@ pub(super) struct TransferTotals {
 }
 
 impl TransferTotals {
-    fn minus(self, earlier: Self) -> Self {
+    /// Combines each number with that of `other`.
+    fn with(self, other: Self, combine: impl Fn(u64, u64) -> u64) -> Self {
         Self {
-            bytes: self.bytes.saturating_sub(earlier.bytes),
-            delivered: self.delivered.saturating_sub(earlier.delivered),
-            failed: self.failed.saturating_sub(earlier.failed),
-            repeated: self.repeated.saturating_sub(earlier.repeated),
-        }
-    }
-
-    fn share(self, parts: u64) -> Self {
-        Self {
-            bytes: self.bytes / parts,
-            delivered: self.delivered / parts,
-            failed: self.failed / parts,
-            repeated: self.repeated / parts,
+            bytes: combine(self.bytes, other.bytes),
+            delivered: combine(self.delivered, other.delivered),
+            failed: combine(self.failed, other.failed),
+            repeated: combine(self.repeated, other.repeated),
         }
     }
 }
@@ -68,6 +60,12 @@ pub(super) struct ThroughputRecorder {
     forgotten: u64,
 }
 
+impl Default for ThroughputRecorder {
+    fn default() -> Self {
+        Self::new(Instant::now())
+    }
+}
+
 impl ThroughputRecorder {
     pub(super) fn new(now: Instant) -> Self {
         Self { since: now, last: TransferTotals::default(), steps: VecDeque::with_capacity(STEPS), forgotten: 0 }
@@ -79,18 +77,14 @@ impl ThroughputRecorder {
         if passed == 0 {
             return;
         }
-        let share = sums.minus(self.last).share(u64::from(passed));
+        let parts = u64::from(passed);
+        let share = sums.with(self.last, |sum, last| sum.saturating_sub(last) / parts);
         // What does not divide evenly stays for the next step: nothing is lost.
-        self.last = TransferTotals {
-            bytes: self.last.bytes + share.bytes * u64::from(passed),
-            delivered: self.last.delivered + share.delivered * u64::from(passed),
-            failed: self.last.failed + share.failed * u64::from(passed),
-            repeated: self.last.repeated + share.repeated * u64::from(passed),
-        };
+        self.last = self.last.with(share, |last, share| last + share * parts);
         self.since += STEP * passed;
         let fresh = (passed as usize).min(STEPS);
         let old = (self.steps.len() + fresh).saturating_sub(STEPS);
-        self.forgotten += old as u64 + u64::from(passed) - fresh as u64;
+        self.forgotten += old as u64 + parts - fresh as u64;
         self.steps.drain(..old);
         self.steps.extend(std::iter::repeat_n(share, fresh));
     }

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use super::limits::Deferred;
 use crate::domain::control::BackfillId;
 use crate::domain::generation::NewerDelivery;
 use crate::domain::outcome::Failure;
-use crate::metrics::DeferCause;
 
 /// Reason why a job does not start now. Nothing was attempted, and nothing is charged.
 #[derive(Debug)]
@@ -18,11 +18,7 @@ pub(in crate::worker) enum Deferral {
         next_probe: Duration,
     },
     /// The destination has no free permit.
-    Limited {
-        /// Expected time until one is free.
-        wait: Duration,
-        cause: DeferCause,
-    },
+    Limited(Deferred),
     /// Another job that may be crashing workers runs.
     Quarantined,
     /// The backfill of the job was cancelled.

@@ -9,10 +9,8 @@ use super::health::WorkerHealth;
 use super::outage::{ObservedResult, OutageDetector};
 use crate::domain::destination::Destination;
 use crate::domain::outcome::{Symptom, TransferResult};
-use crate::metrics::Metrics;
-use crate::transfer::Transport;
 use crate::worker::decode::DecodedJob;
-use crate::worker::parts::{WorkerClock, WorkerParts};
+use crate::worker::parts::WorkerParts;
 
 /// Result of an attempt after admission has observed it.
 #[derive(Debug)]
@@ -30,31 +28,17 @@ pub(super) struct FaultObserver {
     pub(super) outage: OutageDetector,
     /// Held while calls of our own confirm an outage: results that are suspicious meanwhile wait
     /// for the same verdict.
-    confirming: tokio::sync::Mutex<()>,
-    circuits: Arc<CircuitBreakers>,
-    transport: Arc<dyn Transport>,
-    metrics: Arc<Metrics>,
-    clock: WorkerClock,
+    pub(super) confirming: tokio::sync::Mutex<()>,
+    pub(super) circuits: Arc<CircuitBreakers>,
+    pub(super) parts: Arc<WorkerParts>,
 }
 
 impl FaultObserver {
-    pub(super) fn new(parts: &WorkerParts, circuits: Arc<CircuitBreakers>) -> Self {
-        Self {
-            health: WorkerHealth::default(),
-            outage: OutageDetector::default(),
-            confirming: tokio::sync::Mutex::default(),
-            circuits,
-            transport: parts.transport.clone(),
-            metrics: parts.metrics.clone(),
-            clock: parts.clock,
-        }
-    }
-
     /// Observes that S3 accepted data of an attempt. Returns false in an outage, where that proves
     /// nothing about the worker.
     pub(super) fn accepted(&self, destination: &Arc<Destination>) -> bool {
-        self.circuits.succeeded(&destination.identity, (self.clock)());
-        self.outage.succeeded(destination, self.metrics.roles_assumed());
+        self.circuits.succeeded(&destination.identity, self.parts.now());
+        self.outage.succeeded(destination, self.parts.metrics.roles_assumed());
         let fit = !self.outage.is_outage();
         if fit {
             self.health.recover();
@@ -66,7 +50,7 @@ impl FaultObserver {
     /// the destination.
     pub(super) async fn observe(&self, job: &DecodedJob, probe: Option<u64>, result: TransferResult) -> ObservedEnd {
         let destination = &job.destination.identity;
-        let result = match self.outage.observe(&job.destination, result, self.metrics.roles_assumed()) {
+        let result = match self.outage.observe(&job.destination, result, self.parts.metrics.roles_assumed()) {
             ObservedResult::Known(result) => result,
             ObservedResult::Suspicious(result, symptom) => {
                 self.confirm_outage(symptom).await;
@@ -79,7 +63,7 @@ impl FaultObserver {
             self.health.observe(&result);
         }
         let attempt = ObservedAttempt { destination, key: job.job.key.as_str(), probe };
-        let next_probe = self.circuits.observe(attempt, &result, (self.clock)());
+        let next_probe = self.circuits.observe(attempt, &result, self.parts.now());
         if self.outage.covers(&result) {
             // Another attempt started the outage meanwhile; the breaker must not open because of it.
             self.circuits.clear(destination);
@@ -93,7 +77,7 @@ impl FaultObserver {
     async fn confirm_outage(&self, symptom: Symptom) {
         let _confirming = self.confirming.lock().await;
         let Some(controls) = self.outage.controls(symptom) else { return };
-        let confirmed = self.transport.confirm_outage(symptom, &controls).await;
+        let confirmed = self.parts.transport.confirm_outage(symptom, &controls).await;
         tracing::info!(event = "outage_examined", ?symptom, confirmed, "several destinations fail in the same way");
         if let Some(evidence) = self.outage.conclude(symptom, confirmed) {
             self.circuits.close_recent(evidence);
@@ -104,6 +88,6 @@ impl FaultObserver {
     /// platform to fix, but the worker is not sick.
     fn is_about_one_trust_policy(&self, result: &TransferResult) -> bool {
         let denied = matches!(result, TransferResult::Failed(failure) if failure.is_about_session_tags());
-        denied && self.metrics.roles_assumed() > 0
+        denied && self.parts.metrics.roles_assumed() > 0
     }
 }

@@ -21,7 +21,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -30,7 +30,7 @@ use crate::domain::fleet::FleetShare;
 use crate::domain::lane::Lane;
 use crate::metrics::DeferCause;
 use crate::upload::RateLimiter;
-pub(super) use destination_load::Deferred;
+pub(in crate::worker) use destination_load::Deferred;
 use destination_load::{DestinationLoad, WaitingJob};
 use worker_load::WorkerLoad;
 
@@ -90,16 +90,13 @@ pub(super) struct DestinationPermit {
     destination: DestinationIdentity,
     since: Instant,
     took: Option<Duration>,
-    slow_start: bool,
-    rate_limiter: Option<Arc<RateLimiter>>,
+    /// True if other jobs wait until this one shows that the destination works.
+    pub(super) slow_start: bool,
+    /// Rate limiter of the destination, where it has a rate.
+    pub(super) rate_limiter: Option<Arc<RateLimiter>>,
 }
 
 impl DestinationPermit {
-    /// Returns true if other jobs wait until this one shows that the destination works.
-    pub(super) fn is_slow_start(&self) -> bool {
-        self.slow_start
-    }
-
     /// Ends the slow start of the destination, and grants permits to the jobs that wait for it.
     pub(super) fn end_slow_start(&mut self) {
         if std::mem::take(&mut self.slow_start) {
@@ -109,7 +106,7 @@ impl DestinationPermit {
 
     /// Restarts the clock of the transfer: its wait until now is not the destination's.
     pub(super) fn restart(&mut self) {
-        if let Some(load) = self.limits.state().destinations.get_mut(&self.destination) {
+        if let Some(load) = self.limits.state.lock().destinations.get_mut(&self.destination) {
             self.since = load.restart(self.since);
         }
     }
@@ -119,11 +116,6 @@ impl DestinationPermit {
     pub(super) fn delivered(&mut self, took: Duration) {
         self.took = Some(took);
         self.end_slow_start();
-    }
-
-    /// Rate limiter of the destination, where it has a rate.
-    pub(super) fn rate_limiter(&self) -> Option<&Arc<RateLimiter>> {
-        self.rate_limiter.as_ref()
     }
 }
 
@@ -142,7 +134,7 @@ impl DestinationLimits {
 
     /// Asks for a permit for a job that is about to start.
     pub(super) fn acquire(self: &Arc<Self>, destination: &Destination, lane: Lane) -> LimitDecision {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let LimitState { share, destinations, worker } = &mut *state;
         if destinations.len() >= MAX_TRACKED && !destinations.contains_key(&destination.identity) {
             make_room(destinations);
@@ -169,7 +161,7 @@ impl DestinationLimits {
             let wait = debt.max(load.deferral().wait);
             return LimitDecision::Deferred(Deferred { wait, cause: DeferCause::Rate });
         }
-        if load.has_no_share() {
+        if load.limit == 0 {
             return LimitDecision::Deferred(load.deferral());
         }
         if !load.is_full() {
@@ -192,14 +184,14 @@ impl DestinationLimits {
     /// Divides the limits of destinations again. Running transfers keep their permits; their rate
     /// changes at once.
     pub(super) fn set_share(&self, share: FleetShare) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.share = share;
         state.destinations.values_mut().for_each(|load| load.set_share(share));
     }
 
     /// Records a deferred job of this destination, which returns after `wait`.
     pub(super) fn record_deferral(&self, destination: &DestinationIdentity, wait: Duration) {
-        if let Some(load) = self.state().destinations.get_mut(destination) {
+        if let Some(load) = self.state.lock().destinations.get_mut(destination) {
             // In whole seconds, so that ten thousand of them are counted quickly.
             let due = self.epoch + Duration::from_secs((self.epoch.elapsed() + wait).as_secs());
             *load.deferred.entry(due).or_default() += 1;
@@ -208,7 +200,7 @@ impl DestinationLimits {
 
     /// Returns the deferral of a job whose wait here timed out.
     pub(super) fn deferral(&self, destination: &DestinationIdentity) -> Deferred {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let none = Deferred { wait: Duration::ZERO, cause: DeferCause::Concurrency };
         state.destinations.get_mut(destination).map_or(none, DestinationLoad::deferral)
     }
@@ -216,7 +208,7 @@ impl DestinationLimits {
     /// Returns the jobs of each destination that wait for a permit.
     pub(super) fn waiting(&self) -> HashMap<DestinationIdentity, WaitingJobs> {
         let now = Instant::now();
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let jobs = state.destinations.iter_mut().map(|(id, load)| {
             let jobs = WaitingJobs { queued: load.queue.len(), deferred: load.still_deferred(now) };
             (id.clone(), jobs)
@@ -236,18 +228,14 @@ impl DestinationLimits {
             destination: destination.clone(),
             since,
             took: None,
-            slow_start: load.is_in_slow_start(),
+            slow_start: load.slow_start,
             rate_limiter: load.rate_limiter.clone(),
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, LimitState> {
-        self.state.lock()
-    }
-
     /// Releases a permit, and grants it to the next job that waits, be it for another destination.
     fn release(self: &Arc<Self>, permit: &DestinationPermit) -> Granted {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let LimitState { destinations, worker, .. } = &mut *state;
         let Some(load) = destinations.get_mut(&permit.destination) else { return Vec::new() };
         load.finish(worker, permit.since, permit.took);
@@ -260,10 +248,10 @@ impl DestinationLimits {
     }
 
     fn end_slow_start(self: &Arc<Self>, destination: &DestinationIdentity) -> Granted {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let LimitState { destinations, worker, .. } = &mut *state;
         let Some(load) = destinations.get_mut(destination) else { return Vec::new() };
-        load.end_slow_start();
+        load.slow_start = false;
         self.grant_waiting(destination, load, worker)
     }
 

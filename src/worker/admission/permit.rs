@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit};
 
 use super::circuit::CircuitProbe;
 use super::limits::DestinationPermit;
@@ -22,10 +22,10 @@ pub(in crate::worker) struct Permit {
     pub(super) backfill: Option<OwnedSemaphorePermit>,
     /// After a fault of the worker: the permit to be the only job, which probes whether the fault
     /// is over.
-    pub(super) sole: Option<OwnedSemaphorePermit>,
+    pub(super) sole: Option<OwnedMutexGuard<()>>,
     pub(super) destination: Option<DestinationPermit>,
     pub(super) probe: Option<CircuitProbe>,
-    pub(super) quarantine: Option<OwnedSemaphorePermit>,
+    pub(super) quarantine: Option<OwnedMutexGuard<()>>,
     /// Right to be the only job of its object.
     pub(super) object: Option<ObjectGuard>,
 }
@@ -35,7 +35,7 @@ impl Permit {
     pub(in crate::worker) fn new(
         slot: OwnedSemaphorePermit,
         backfill: Option<OwnedSemaphorePermit>,
-        sole: Option<OwnedSemaphorePermit>,
+        sole: Option<OwnedMutexGuard<()>>,
     ) -> Self {
         Self { slot: Some(slot), backfill, sole, destination: None, probe: None, quarantine: None, object: None }
     }
@@ -47,7 +47,7 @@ impl Permit {
 
     /// Rate limiter of the destination, where it has a rate.
     pub(in crate::worker) fn rate_limiter(&self) -> Option<Arc<RateLimiter>> {
-        self.destination.as_ref().and_then(|permit| permit.rate_limiter().cloned())
+        self.destination.as_ref()?.rate_limiter.clone()
     }
 
     /// Number of the circuit breaker's probe, if the job is one.
@@ -62,7 +62,7 @@ impl Permit {
 
     /// Returns true if other jobs wait until this one shows that the destination works.
     pub(in crate::worker) fn is_slow_start(&self) -> bool {
-        self.destination.as_ref().is_some_and(DestinationPermit::is_slow_start)
+        self.destination.as_ref().is_some_and(|permit| permit.slow_start)
     }
 
     /// Ends the slow start of the destination, if this job is its first one.
@@ -87,7 +87,7 @@ impl Permit {
     }
 
     /// Releases everything but the quarantine, which lasts until the delivery is settled.
-    pub(in crate::worker) fn into_quarantine(self) -> Option<OwnedSemaphorePermit> {
+    pub(in crate::worker) fn into_quarantine(self) -> Option<OwnedMutexGuard<()>> {
         self.quarantine
     }
 }

@@ -10,31 +10,17 @@ use super::circuit::CircuitBreakers;
 use super::release::{DelayedJobs, DestinationReset};
 use crate::domain::destination::DestinationIdentity;
 use crate::domain::outcome::RetryDelay;
-use crate::queue::Queue;
-use crate::transfer::Transport;
-use crate::worker::parts::{WorkerClock, WorkerParts};
+use crate::worker::parts::WorkerParts;
 
 /// Jobs that this worker deferred until their destination recovers, and what ends their wait.
 #[derive(Debug)]
 pub(in crate::worker) struct Recovery {
-    circuits: Arc<CircuitBreakers>,
-    delayed: DelayedJobs,
-    queue: Arc<dyn Queue>,
-    transport: Arc<dyn Transport>,
-    clock: WorkerClock,
+    pub(super) circuits: Arc<CircuitBreakers>,
+    pub(super) delayed: DelayedJobs,
+    pub(super) parts: Arc<WorkerParts>,
 }
 
 impl Recovery {
-    pub(super) fn new(parts: &WorkerParts, circuits: Arc<CircuitBreakers>) -> Self {
-        Self {
-            circuits,
-            delayed: DelayedJobs::new(),
-            queue: parts.queue.clone(),
-            transport: parts.transport.clone(),
-            clock: parts.clock,
-        }
-    }
-
     /// Records a job that was deferred until its destination recovers.
     pub(in crate::worker) fn record_delayed(&self, destination: &DestinationIdentity, delay: RetryDelay) {
         self.delayed.record(destination, delay.duration());
@@ -44,8 +30,8 @@ impl Recovery {
     /// operator requests it. Its breaker closes, cached denials are dropped, and its deferred jobs
     /// are recalled.
     pub(in crate::worker) fn reset(&self, destination: &DestinationIdentity) {
-        self.transport.forget_denials();
-        let now = (self.clock)();
+        self.parts.transport.forget_denials();
+        let now = self.parts.now();
         for destination in self.covered(destination) {
             let known = self.circuits.reset(&destination, now);
             self.delayed.request(&destination, DestinationReset { known, at: now, now });
@@ -55,11 +41,11 @@ impl Recovery {
     /// Performs a reset that was requested at `at` through the control stream. It may be read more
     /// than once, and long after `at`: it covers what was known of the destination then.
     pub(in crate::worker) fn reset_as_of(&self, destination: &DestinationIdentity, at: Timestamp) {
-        let now = (self.clock)();
+        let now = self.parts.now();
         for destination in self.covered(destination) {
             let known = self.circuits.reset_as_of(&destination, at, now);
             if known {
-                self.transport.forget_denials();
+                self.parts.transport.forget_denials();
             }
             self.delayed.request(&destination, DestinationReset { known, at, now });
         }
@@ -74,11 +60,7 @@ impl Recovery {
 
     /// Recalls deferred jobs of destinations that recovered, until `drain`.
     pub(in crate::worker) async fn release_until(&self, drain: &CancellationToken) {
-        tokio::select! {
-            biased;
-            () = drain.cancelled() => {}
-            () = self.delayed.run(&self.queue) => {}
-        }
+        drain.run_until_cancelled(self.delayed.run(&self.parts.queue)).await;
     }
 
     /// Number of jobs that wait for each destination.

@@ -141,14 +141,7 @@ impl DelayedJobs {
 
     /// Restores them after a release that was not complete.
     fn restore(&self, taken: HashMap<DestinationIdentity, ReturnTimes>) {
-        for (destination, jobs) in taken {
-            self.add(&destination, &jobs);
-        }
-    }
-
-    fn request_again(&self, destinations: BTreeSet<DestinationIdentity>) {
-        self.requested.lock().extend(destinations);
-        self.changed.notify_one();
+        taken.iter().for_each(|(destination, jobs)| self.add(destination, jobs));
     }
 
     /// Performs the requested releases. Never ends.
@@ -162,7 +155,8 @@ impl DelayedJobs {
                 if self.release(queue, &requested, tries).await || tries == 0 {
                     tries = MAX_TRIES;
                 } else {
-                    self.request_again(requested);
+                    self.requested.lock().extend(requested);
+                    self.changed.notify_one();
                 }
             }
             sleep(pause(started.elapsed())).await;

@@ -21,13 +21,6 @@ struct Duplicate {
     upload_id: Option<String>,
 }
 
-impl Duplicate {
-    /// A duplicate with another upload is no replacement: that upload would never be aborted.
-    fn can_replace(&self, upload_id: Option<&str>) -> bool {
-        self.upload_id.is_none() || self.upload_id.as_deref() == upload_id
-    }
-}
-
 impl Duplicates {
     /// Parks a delivery that carries a checkpoint with this upload id.
     pub(super) fn park(&self, delivery: Delivery, upload_id: Option<String>) {
@@ -43,7 +36,8 @@ impl Duplicates {
     /// Takes a delivery that can replace the owner's, which came with the upload `upload_id`. The
     /// caller settles it.
     pub(in crate::worker) fn take(&self, upload_id: Option<&str>) -> Option<Delivery> {
-        self.remove(|duplicate| duplicate.can_replace(upload_id))
+        // A duplicate with another upload is no replacement: that upload would never be aborted.
+        self.remove(|duplicate| duplicate.upload_id.is_none() || duplicate.upload_id.as_deref() == upload_id)
     }
 
     /// As [`Duplicates::take`], but waits for one. Cancel safe.

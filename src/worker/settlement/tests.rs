@@ -3,6 +3,7 @@ use crate::domain::control::BackfillId;
 use crate::domain::generation::NewerDelivery;
 use crate::domain::job;
 use crate::domain::outcome::{Class, History, Receipt};
+use crate::worker::admission::Deferred;
 use crate::worker::sample;
 
 const POLICY: RetryPolicy = RetryPolicy {
@@ -186,7 +187,7 @@ fn a_job_whose_object_is_busy_keeps_its_upload_and_waits_uncharged() {
 #[test]
 fn a_job_that_did_not_start_is_settled_as_it_came() {
     let failure = || Box::new(Failure::new(Reason::BucketNotFound, "no"));
-    let limited = || Deferral::Limited { wait: Duration::from_secs(40), cause: DeferCause::Concurrency };
+    let limited = || Deferral::Limited(Deferred { wait: Duration::from_secs(40), cause: DeferCause::Concurrency });
     let unhealthy = || Deferral::Unhealthy { failure: failure(), next_probe: Duration::from_secs(600) };
     for case in cases().filter(|case| case.lease == LeaseStatus::Absent) {
         let planned = |deferral| plan_of(case, &decoded(History::default()), Conclusion::Deferred(deferral));
@@ -218,7 +219,7 @@ fn an_expired_job_that_waits_for_a_permit_ends_with_its_charged_attempts() {
     let mut job = decoded(History { attempts: 3, ..History::default() });
     job.job.expires_at = Some(now());
     let case = Case { lane: Lane::Scheduled, lease: LeaseStatus::Absent, upload: false };
-    let limited = Deferral::Limited { wait: Duration::ZERO, cause: DeferCause::Rate };
+    let limited = Deferral::Limited(Deferred { wait: Duration::ZERO, cause: DeferCause::Rate });
     let plan = plan_of(case, &job, Conclusion::Deferred(limited));
     assert_eq!((plan.settlement.action(), plan.kind()), ("ack", Some(OutcomeKind::Expired)));
     let body: serde_json::Value = serde_json::from_slice(&plan.outcome.unwrap().event.body).unwrap();

@@ -50,10 +50,7 @@ struct StatusFixture {
     configured: Destinations,
     worked_for: BTreeMap<DestinationIdentity, DestinationRecord>,
     running: Vec<RunningTransfer>,
-    circuits: HashMap<DestinationIdentity, CircuitView>,
-    recovered: HashMap<DestinationIdentity, Timestamp>,
-    waiting: HashMap<DestinationIdentity, WaitingJobs>,
-    awaiting_repair: HashMap<DestinationIdentity, u32>,
+    admission: AdmissionView,
     sessions: Sessions,
 }
 
@@ -64,10 +61,7 @@ impl StatusFixture {
             worked_for: BTreeMap::new(),
             running: Vec::new(),
             sessions: sessions(&Arc::new(Metrics::new(5))).await,
-            circuits: HashMap::new(),
-            recovered: HashMap::new(),
-            waiting: HashMap::new(),
-            awaiting_repair: HashMap::new(),
+            admission: AdmissionView::default(),
         }
     }
 
@@ -77,10 +71,7 @@ impl StatusFixture {
             worked_for: self.worked_for.clone(),
             running: &self.running,
             sessions: &self.sessions,
-            circuits: &self.circuits,
-            recovered: &self.recovered,
-            waiting: &self.waiting,
-            awaiting_repair: &self.awaiting_repair,
+            admission: &self.admission,
             filter,
         })
     }
@@ -123,9 +114,12 @@ async fn failing_ones_come_first_then_the_busiest_then_the_latest() {
         message: String::new(),
         hint: String::new(),
     };
-    fixture.circuits.insert(DestinationIdentity::parse("closed").unwrap(), circuit);
-    fixture.waiting.insert(DestinationIdentity::parse("busy").unwrap(), WaitingJobs { queued: 3, deferred: 40 });
-    fixture.awaiting_repair.insert(DestinationIdentity::parse("closed").unwrap(), 7);
+    fixture.admission.circuits.insert(DestinationIdentity::parse("closed").unwrap(), circuit);
+    fixture
+        .admission
+        .waiting
+        .insert(DestinationIdentity::parse("busy").unwrap(), WaitingJobs { queued: 3, deferred: 40 });
+    fixture.admission.awaiting_recovery.insert(DestinationIdentity::parse("closed").unwrap(), 7);
     assert_eq!(fixture.ids(""), ["closed", "inline-failing", "busy", "early", "late", "idle"]);
     let shown = serde_json::to_value(fixture.states("")).unwrap();
     assert_eq!(shown["shown"][0]["circuit_open"], true);
@@ -153,11 +147,11 @@ async fn a_recovered_destination_ranks_as_healthy_until_it_fails_again() {
     let (id, failing) = record("acme", 3, 1);
     let failed_at = |second| DestinationRecord { last_trouble: Some(Arc::new(trouble(at(second)))), ..failing.clone() };
     fixture.worked_for.insert(id.clone(), failed_at(10));
-    fixture.recovered.insert(id.clone(), at(9));
+    fixture.admission.recovered_at.insert(id.clone(), at(9));
     fixture.running = vec![running("busy")];
     let shown = |fixture: &StatusFixture| serde_json::to_value(fixture.states("")).unwrap()["shown"].clone();
     assert_eq!((fixture.ids(""), &shown(&fixture)[0]["mended_at"]), (vec!["acme".into(), "busy".into()], &().into()));
-    fixture.recovered.insert(id.clone(), at(11));
+    fixture.admission.recovered_at.insert(id.clone(), at(11));
     assert_eq!(fixture.ids(""), ["busy", "acme"]);
     assert_eq!(shown(&fixture)[1]["mended_at"], "1970-01-01T00:00:11Z");
     fixture.worked_for.insert(id, failed_at(12));

@@ -87,7 +87,7 @@ impl MultipartUpload<'_> {
         };
         let started = Instant::now();
         let header = crc.map(verify::crc_text);
-        let sent = self.upload_part(part, header.as_deref(), || part.body()).await;
+        let sent = self.upload_part(part, header.as_deref(), || part.body(None)).await;
         let reply = sent.map_err(|error| self.failed(part, error))?;
         verify::checksum(header.as_deref(), reply.checksum_crc64_nvme())?;
         if refused {
@@ -104,7 +104,7 @@ impl MultipartUpload<'_> {
         let body = || {
             let fresh = Passage::default();
             *latest() = fresh.clone();
-            part.body_in_passing(fresh)
+            part.body(Some(fresh))
         };
         let started = Instant::now();
         let cause = match self.upload_part(part, None, body).await {
@@ -149,7 +149,7 @@ impl MultipartUpload<'_> {
     ) -> Result<UploadPartOutput, CallError> {
         let number = i32::try_from(part.number).unwrap_or(i32::MAX);
         self.calls
-            .call("UploadPart", part.length, |client| {
+            .call("UploadPart", self.calls.limit(part.length), |client| {
                 client
                     .upload_part()
                     .bucket(&self.bucket)
@@ -158,7 +158,7 @@ impl MultipartUpload<'_> {
                     .part_number(number)
                     .content_length(i64::try_from(part.length).unwrap_or(i64::MAX))
                     .set_checksum_crc64_nvme(crc.map(str::to_owned))
-                    .set_expected_bucket_owner(self.owner())
+                    .set_expected_bucket_owner(self.calls.owner())
                     .body(body())
                     .customize()
                     .disable_payload_signing()

@@ -33,20 +33,7 @@ const CLAIM_TTL: Duration = Duration::from_mins(1);
 
 /// Claims of this worker that are not answered yet. The answer is the number of the probe; `None`
 /// when another worker has it.
-#[derive(Debug, Default)]
-pub(super) struct ProbeClaims(Mutex<HashMap<Uuid, oneshot::Sender<Option<u64>>>>);
-
-impl ProbeClaims {
-    fn insert(&self, id: Uuid) -> oneshot::Receiver<Option<u64>> {
-        let (sender, answer) = oneshot::channel();
-        self.0.lock().insert(id, sender);
-        answer
-    }
-
-    fn take(&self, id: Uuid) -> Option<oneshot::Sender<Option<u64>>> {
-        self.0.lock().remove(&id)
-    }
-}
+pub(super) type ProbeClaims = Mutex<HashMap<Uuid, oneshot::Sender<Option<u64>>>>;
 
 /// Report of a worker, as it is read from the stream.
 #[derive(Debug)]
@@ -69,13 +56,14 @@ impl CircuitBreakers {
     ) -> CircuitState {
         let command = ControlCommand::Circuit(destination.clone(), CircuitChange::Probing);
         let control = Control::new(command, now);
-        let answer = self.claims.insert(control.id);
+        let (claim, answer) = oneshot::channel();
+        self.claims.lock().insert(control.id, claim);
         let claimed = timeout(CLAIM_TIMEOUT, async {
             queue.publish_control(control.render().into()).await.ok()?;
             answer.await.ok()
         });
         let answered = claimed.await.ok().flatten();
-        self.claims.take(control.id);
+        self.claims.lock().remove(&control.id);
         match answered {
             Some(Some(number)) => CircuitState::HalfOpen(CircuitProbe {
                 breakers: self.clone(),
@@ -150,7 +138,7 @@ impl CircuitBreakers {
 
     /// Gives the probe that is due to the worker of this claim.
     fn probed_elsewhere(&self, destination: &DestinationIdentity, id: Uuid, age: Duration) {
-        let mine = self.claims.take(id);
+        let mine = self.claims.lock().remove(&id);
         let mut breakers = self.breakers.lock();
         let open = breakers.get_mut(destination).and_then(|breaker: &mut CircuitBreaker| breaker.open.as_mut());
         let free = open.filter(|open| !open.is_probed());

@@ -36,24 +36,25 @@ const MEAN_WEIGHT: f64 = 0.2;
 /// Deferral of a job whose destination has all the transfers, or all the bytes per second, that it
 /// may have.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::worker::admission) struct Deferred {
+pub(in crate::worker) struct Deferred {
     /// Expected time until a permit is free.
-    pub(in crate::worker::admission) wait: Duration,
-    pub(in crate::worker::admission) cause: DeferCause,
+    pub(in crate::worker) wait: Duration,
+    pub(in crate::worker) cause: DeferCause,
 }
 
 /// Transfers of one destination. `P` is the permit that its jobs wait for.
 #[derive(Debug)]
 pub(super) struct DestinationLoad<P> {
     configured: ConfiguredLimits,
-    limit: u32,
+    /// Zero when other workers have the destination's few transfers, and this one has none.
+    pub(super) limit: u32,
     /// Transfers that it may have now: its limit, or its share of the worker.
     allowed: u32,
     /// True when the rate limits the transfers, and not `max_concurrency`.
     rate_bound: bool,
-    /// True until the first transfer shows that the destination works. See
-    /// [`DestinationLoad::end_slow_start`].
-    slow_start: bool,
+    /// True until the first transfer shows that the destination works. Until then it has one at a
+    /// time, so that a broken destination does not get a request from each waiting job.
+    pub(super) slow_start: bool,
     /// Start of each running transfer.
     running: Vec<Instant>,
     pub(super) queue: Vec<WaitingJob<P>>,
@@ -137,11 +138,6 @@ impl<P> DestinationLoad<P> {
         }
     }
 
-    /// Returns true when other workers have the destination's few transfers, and this one has none.
-    pub(super) fn has_no_share(&self) -> bool {
-        self.limit == 0
-    }
-
     /// Records the start of a transfer. The returned time identifies it.
     pub(super) fn start(&mut self, worker: &mut WorkerLoad) -> Instant {
         let since = Instant::now();
@@ -201,17 +197,6 @@ impl<P> DestinationLoad<P> {
         } else {
             self.limit
         };
-    }
-
-    /// Ends the slow start: the destination may now have all its transfers. Until then it has one
-    /// at a time, so that a broken destination does not get a request from each waiting job.
-    pub(super) fn end_slow_start(&mut self) {
-        self.slow_start = false;
-    }
-
-    /// Returns true while the destination has one transfer at a time.
-    pub(super) fn is_in_slow_start(&self) -> bool {
-        self.slow_start
     }
 
     /// Returns true if the next job starts as soon as the slow start is over. It keeps its

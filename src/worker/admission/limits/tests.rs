@@ -68,7 +68,7 @@ async fn permits_are_limited_and_granted_by_lane() {
     drop(second);
     let fourth = backfill.try_recv().unwrap();
     drop((third, fourth));
-    let mut state = limits.state();
+    let mut state = limits.state.lock();
     assert!(
         state.worker.waiting == 0 && state.destinations.values_mut().all(DestinationLoad::is_idle),
         "nothing is left over"
@@ -235,7 +235,7 @@ async fn a_rate_limits_the_number_of_transfers() {
 async fn a_destination_in_debt_starts_no_more_transfers() {
     let (limits, acme) = (limits(), destination(None, Some(1000)));
     let permit = now(&limits, &acme);
-    permit.rate_limiter().unwrap().take(60_000).await;
+    permit.rate_limiter.as_ref().unwrap().take(60_000).await;
     assert!(
         matches!(limits.acquire(&acme, Lane::Scheduled), LimitDecision::Deferred(Deferred { wait: debt, cause: DeferCause::Rate }) if debt == Duration::from_secs(59))
     );
@@ -279,7 +279,7 @@ async fn a_slow_destination_has_its_share_while_others_need_the_slots_and_more_w
     slow_ones.push(third.try_recv().unwrap());
     slow_ones.extend((0..5).map(|_| now(&limits, &slow)));
     assert!(!matches!(limits.acquire(&slow, Lane::Scheduled), LimitDecision::Granted(_)), "eight at most");
-    assert!(limits.state().worker.slot_bound().is_empty(), "those wait for its own transfers");
+    assert!(limits.state.lock().worker.slot_bound().is_empty(), "those wait for its own transfers");
 }
 
 #[tokio::test(start_paused = true)]
@@ -313,7 +313,7 @@ async fn two_slow_destinations_leave_slots_to_an_occasional_fast_one() {
         tokio::time::advance(Duration::from_millis(20)).await;
         delivered(quick);
     }
-    assert!(limits.state().worker.running() <= 12, "a quarter is no share");
+    assert!(limits.state.lock().worker.running() <= 12, "a quarter is no share");
     drop(running);
 }
 
@@ -351,7 +351,7 @@ async fn the_wait_for_a_slot_does_not_count() {
     let _others: Vec<_> = (0..14).map(|n| now(&limits, &of(&format!("other-{n}")))).collect();
     let _second = now(&limits, &of("quick"));
     delivered(permit);
-    assert!(limits.state().worker.running() == 15, "the restarted transfer is the one that ended");
+    assert!(limits.state.lock().worker.running() == 15, "the restarted transfer is the one that ended");
 }
 
 proptest::proptest! {
@@ -386,7 +386,7 @@ async fn play(steps: &[(usize, u8, u64)]) {
         take_granted(&mut waiting, &mut running);
     }
     assert!(waiting.is_empty(), "{} wait, and nothing runs whose end could grant them a permit", waiting.len());
-    let state = limits.state();
+    let state = limits.state.lock();
     assert!(state.worker.is_idle() && state.worker.slot_bound().is_empty(), "{:?}", state.worker);
 }
 
@@ -418,10 +418,14 @@ async fn a_limit_holds_for_all_workers_of_the_fleet_together() {
 async fn a_rate_is_divided_by_the_workers_and_follows_the_fleet() {
     let (limits, acme) = (limits(), destination(None, Some(8 << 20)));
     let permit = now(&limits, &acme);
-    permit.rate_limiter().unwrap().take(8 << 20).await;
+    permit.rate_limiter.as_ref().unwrap().take(8 << 20).await;
     limits.set_share(share(8, 0));
-    permit.rate_limiter().unwrap().take(1 << 20).await;
-    assert_eq!(permit.rate_limiter().unwrap().debt().as_secs(), 1, "an eighth of the rate, in a running transfer too");
+    permit.rate_limiter.as_ref().unwrap().take(1 << 20).await;
+    assert_eq!(
+        permit.rate_limiter.as_ref().unwrap().debt().as_secs(),
+        1,
+        "an eighth of the rate, in a running transfer too"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -454,9 +458,9 @@ async fn a_hundred_thousand_made_up_tenants_with_deferred_jobs_are_bounded() {
     for n in 0..100_000 {
         drop(now(&limits, &made_up(n)));
         limits.record_deferral(&sample::made_up(n), Duration::from_secs(600));
-        assert!(limits.state().destinations.len() <= MAX_TRACKED);
+        assert!(limits.state.lock().destinations.len() <= MAX_TRACKED);
     }
     assert_eq!(limits.waiting()[&acme.identity].deferred, 1, "of configured destinations everything is known");
-    assert!(limits.state().destinations[&sample::made_up(100_000)].has_jobs());
+    assert!(limits.state.lock().destinations[&sample::made_up(100_000)].has_jobs());
     drop(running);
 }

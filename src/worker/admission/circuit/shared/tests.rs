@@ -50,7 +50,8 @@ impl Fleet {
     /// Claims the probe for a worker; its number, if it has it.
     fn claim(&self, worker: usize) -> Option<u64> {
         let id = Uuid::new_v4();
-        let mut answer = self.breakers(worker).claims.insert(id);
+        let (claim, mut answer) = oneshot::channel();
+        self.breakers(worker).claims.lock().insert(id, claim);
         self.read(&acme(), &CircuitChange::Probing, id);
         answer.try_recv().expect("each claim is answered")
     }
