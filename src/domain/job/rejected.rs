@@ -1,7 +1,5 @@
 //! Rejection of a message that is no job.
 
-use std::fmt;
-
 use super::{Invalid, JobId};
 use crate::domain::destination::DestinationId;
 use crate::domain::outcome::{Failure, Reason};
@@ -73,9 +71,4 @@ impl JobIdentity {
             destination: destination.and_then(|id| DestinationId::parse(id).ok()),
         }
     }
-}
-
-/// `3 bytes`, `1 byte`.
-pub(super) fn counted(count: usize, unit: &str) -> impl fmt::Display {
-    if count == 1 { format!("1 {unit}") } else { format!("{count} {unit}s") }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::rejected::{JobIdentity, counted};
+use super::rejected::JobIdentity;
 use super::wire::{MAX_GENERATION, RawDestinationRef, RawJob, RawJobSource};
 use super::{DestinationRef, Invalid, Job, JobId, Location, ObjectAttributes, Rejected, RelativeKey, Source};
 use crate::domain::destination::raw::RawDestination;
@@ -192,7 +192,7 @@ fn timestamp(field: &str, text: &str) -> Result<Timestamp, Invalid> {
 
 fn labels(all: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Invalid> {
     if all.len() > 64 {
-        return refuse("labels", format!("has {} labels; give at most 64", counted(all.len(), "label")));
+        return refuse("labels", format!("has {} labels; give at most 64", all.len()));
     }
     for (name, value) in &all {
         if !plain(name, 1, 128) || !plain(value, 0, 1024) {

@@ -36,13 +36,13 @@ impl DirectReplies {
     /// `Refused` when the broker rejects the name, `Unavailable` when it is unreachable.
     pub(super) async fn publish(&self, endpoint: &Endpoint, message: &OutgoingMessage) -> Result<(), QueueError> {
         let mut held = self.0.lock().await;
-        let (connection, channel) = match held.take().filter(|(_, channel)| channel.status().connected()) {
-            Some(open) => open,
-            None => {
-                let connection = ScopedConnection::connect(endpoint, "replies").await?;
-                let channel = with_confirms(connection.open_channel().await?).await?;
-                (connection, channel)
-            }
+        let open = held.take().filter(|(_, channel)| channel.status().connected());
+        let (connection, channel) = if let Some(open) = open {
+            open
+        } else {
+            let connection = ScopedConnection::connect(endpoint, "replies").await?;
+            let channel = with_confirms(connection.open_channel().await?).await?;
+            (connection, channel)
         };
         let problem = match tokio::time::timeout(CONFIRM_TIMEOUT, publisher::send(&channel, message)).await {
             Ok(Ok(Ok(confirmation))) => {

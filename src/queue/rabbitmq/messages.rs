@@ -51,7 +51,7 @@ pub(super) fn outcome_copy(event: &OutcomeEvent) -> Option<OutgoingMessage> {
 
 /// Reply to a request. Mandatory where the broker's return is meaningful: a requester that has gone
 /// must be noticed.
-pub(super) fn reply(reply: Reply) -> Result<OutgoingMessage, QueueError> {
+pub(super) fn reply(reply: &Reply) -> Result<OutgoingMessage, QueueError> {
     let mut properties = json_properties().with_type(short(&reply.kind)?);
     if let Some(id) = &reply.correlation_id {
         properties = properties.with_correlation_id(short(id)?);

@@ -96,7 +96,7 @@ impl Replies {
         if let Some(why) = self.refusal(&reply.to) {
             return Err(QueueError::Refused(why));
         }
-        let message = messages::reply(reply)?;
+        let message = messages::reply(&reply)?;
         let to = &message.routing_key;
         let sent = match self.turns(to) {
             Some(turns) => self.send_within(&message, &turns).await,
