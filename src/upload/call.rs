@@ -58,8 +58,8 @@ impl Calls {
 
     /// Calls until there is an answer, the retries are used up, or a retry can't help.
     ///
-    /// `limit` is the time-out of each try. `ambiguous` of the error is true if any of the tries may
-    /// have taken effect.
+    /// `limit` is the time-out of each try. `ambiguous` of the error is true if any of the tries
+    /// may have taken effect.
     pub(super) async fn call<T, E, F, Fut>(
         &self,
         operation: &'static str,

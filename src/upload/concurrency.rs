@@ -23,7 +23,8 @@ const MOST: usize = 32;
 /// Parts beyond the first ones of each upload that all uploads of a worker have in flight together.
 /// Each takes a connection and the buffers of one.
 const MAX_EXTRA: usize = 64;
-/// Shortest time over which throughput is measured. At least one part per connection must end in it.
+/// Shortest time over which throughput is measured. At least one part per connection must end in
+/// it.
 const MIN_WINDOW: Duration = Duration::from_millis(100);
 /// Share of a connection's mean throughput that each added one must bring.
 const WORTHWHILE: f64 = 0.25;

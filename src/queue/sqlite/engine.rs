@@ -238,8 +238,7 @@ impl Engine {
         self.control.iter_mut().for_each(ControlCursor::wake);
     }
 
-    /// Renews leases, writes the heartbeat, requeues jobs of dead owners, and looks for changes of
-    /// other processes.
+    /// Renews leases, writes the heartbeat, requeues jobs of dead owners, and finds other changes.
     fn run_maintenance(&mut self) -> Result<(), FileError> {
         if self.shared.lanes.is_empty() {
             return Ok(());

@@ -41,7 +41,7 @@ async fn a_distant_store_gets_as_many_connections_as_help_within_two_seconds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn connections_that_bring_nothing_are_given_up_and_tried_again_later() {
+async fn connections_that_bring_nothing_are_closed_and_tried_again_later() {
     let concurrency = adaptive();
     send(&concurrency, FIRST, Duration::from_secs(5)).await;
     assert_eq!(limit(&concurrency), FIRST);
