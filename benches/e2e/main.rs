@@ -74,7 +74,7 @@ struct Cli {
     /// Tiny files and one round: only shows that the bench runs.
     #[arg(long, env = "CONSIGN_BENCH_SHORT", value_parser = clap::builder::FalseyValueParser::new())]
     short: bool,
-    /// Pairs of runs of each scenario.
+    /// Rounds of each scenario.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
     /// Only this scenario: P1, P2, P3, P3b or P7.
@@ -86,7 +86,7 @@ struct Cli {
     /// Folder for the source files (default: the folder for temporary files).
     #[arg(long, env = "CONSIGN_BENCH_DIR")]
     folder: Option<PathBuf>,
-    /// Another build of the program, which runs in each round after this one.
+    /// Another build of consign to compare with. It runs in each round, after the measured build.
     #[arg(long)]
     baseline: Option<PathBuf>,
     /// A file of TOML that is appended to the worker's config.

@@ -17,7 +17,7 @@ pub enum Held {
     Parts,
     /// `PutObject` of an older refresh. The body is read, and nothing is stored yet.
     Puts,
-    /// `PutObject` of a newer refresh. The object is stored, and the response is missing.
+    /// `PutObject` of a newer refresh. The object is stored, but no response is sent.
     Responses,
 }
 
@@ -27,7 +27,7 @@ pub struct Manners {
     /// Milliseconds before each answer about an object.
     #[arg(long, default_value_t = 0)]
     pub latency: u64,
-    /// Bytes a second that a connection carries (0: no limit).
+    /// Bytes per second of each connection (0: no limit).
     #[arg(long, default_value_t = 0)]
     pub rate: u64,
     /// A bucket whose answers take a hundred times as long.
@@ -77,7 +77,7 @@ impl Manners {
         arguments
     }
 
-    /// Waits until a connection can have carried so many bytes since then.
+    /// Waits until a connection at `rate` could have carried `bytes` since `since`.
     pub async fn carry(&self, since: Instant, bytes: u64) {
         if let Some(micros) = (bytes * 1_000_000).checked_div(self.rate) {
             sleep_until(since + Duration::from_micros(micros)).await;

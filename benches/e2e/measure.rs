@@ -31,7 +31,7 @@ pub fn context_switches(pid: u32) -> Fallible<Switches> {
     switches_below(&format!("/proc/{pid}/task"))
 }
 
-/// The same of this process, all threads together.
+/// Context switches of all threads of this process so far.
 pub fn own_context_switches() -> Fallible<u64> {
     Ok(switches_below("/proc/self/task")?.values().sum())
 }

@@ -15,12 +15,12 @@ use crate::measure::{self, Spent, Switches};
 use crate::scenario::{Scenario, file_name};
 use crate::worker::{DESTINATION, Surroundings, Worker, program};
 
-/// Both sides of one round.
+/// Runs of one round.
 #[derive(Debug, Clone, Copy)]
 pub struct Pair {
     pub raw: Spent,
     pub consign: Spent,
-    /// The same by the build that `consign` is compared with.
+    /// The baseline build, if one is given.
     pub baseline: Option<Spent>,
     /// Counts of the null server for `consign`.
     pub seen: Counts,
@@ -33,14 +33,14 @@ pub struct Bench<'a> {
     pub server: &'a NullServer,
     pub broker: &'a Broker,
     pub around: Surroundings<'a>,
-    /// Another build of the program, to compare with.
+    /// Path of the baseline build.
     pub baseline: Option<&'a Path>,
     /// Part of the ids of its jobs: a worker remembers jobs that others have delivered.
     pub scheme: &'static str,
 }
 
 impl Bench<'_> {
-    /// Measures one round; its number keeps the ids of the jobs apart.
+    /// Measures one round; `round` makes the ids of the jobs unique.
     pub async fn pair(&self, scenario: &Scenario, folder: &Path, round: usize) -> Fallible<Pair> {
         let raw = run_raw(self.server, scenario, folder).await?;
         let (consign, seen, start) = self.worker(&program(), scenario, folder, &round.to_string()).await?;
@@ -99,7 +99,7 @@ impl Bench<'_> {
     }
 }
 
-/// Prints those of each kind of thread, per job, and returns the sum.
+/// Prints the context switches per job since `before` for each thread name, and returns their sum.
 fn switches_since(before: &Switches, pid: u32, jobs: u64) -> Fallible<u64> {
     let mut sum = 0;
     for (thread, after) in measure::context_switches(pid)? {

@@ -21,9 +21,9 @@ pub struct Scenario {
     pub size: u64,
     /// Requests in flight at once in the reference.
     pub in_flight: usize,
-    /// Milliseconds before each response of the server. With latency, http only.
+    /// Milliseconds before each response of the server. A scenario with latency runs over http only.
     pub latency: u64,
-    /// Bytes a second of each connection (0: no limit).
+    /// Bytes per second of each connection (0: no limit).
     pub rate: u64,
 }
 

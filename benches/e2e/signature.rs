@@ -1,4 +1,4 @@
-//! What S3 demands of a PutObject request: a checksum and a signature that leaves the body out.
+//! Headers of a PutObject request: a CRC-64/NVME checksum, and a signature with `UNSIGNED-PAYLOAD`.
 
 use std::net::SocketAddr;
 use std::time::SystemTime;

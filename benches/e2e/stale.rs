@@ -58,7 +58,7 @@ enum Part {
     Killed,
     /// The worker is killed in the middle of `PutObject`.
     Put,
-    /// The source is away, and the worker of the newer job is killed once its object is stored.
+    /// The source is unavailable, and the worker of the newer job is killed once its object is stored.
     Newer,
     /// The job is requeued from the dead letters.
     Requeued,

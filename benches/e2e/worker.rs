@@ -54,7 +54,7 @@ impl Worker {
         Self::start_build(&program(), around).await
     }
 
-    /// As [`Worker::start`], for one build of the program.
+    /// As [`Worker::start`], with the build at `program`.
     pub async fn start_build(program: &Path, around: &Surroundings<'_>) -> Fallible<Self> {
         let admin = ports::free().await?;
         let file = |end: &str| around.root.join(format!("consign-{}.{end}", admin.port()));
@@ -130,7 +130,7 @@ impl Worker {
     }
 }
 
-/// Build that is measured.
+/// Path of the measured build.
 pub fn program() -> PathBuf {
     std::env::var_os(PROGRAM).unwrap_or_else(|| env!("CARGO_BIN_EXE_consign").into()).into()
 }

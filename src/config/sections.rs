@@ -140,9 +140,8 @@ pub struct UploadConfig {
     /// Objects of at least this size are uploaded in parts.
     #[serde(with = "Size")]
     pub multipart_threshold: u64,
-    /// Most parts of one upload that are sent at the same time. Default: adapts to each
-    /// destination, from 8 to at most 32. A source that can't be read twice gets at most 8, and no
-    /// more than fit into an eighth of `worker.memory_budget`.
+    /// Maximum number of parts of one upload that are sent at the same time. Default: adaptive for
+    /// each destination; starts at 8, at most 32.
     pub part_concurrency: Option<NonZeroU32>,
     /// Minimum bytes per second. Slower requests and sources count as stalled.
     #[serde(with = "Size")]

@@ -90,7 +90,7 @@ impl Sessions {
         sts_region(&self.aws, known.as_ref(), &self.identity)
     }
 
-    /// Asks STS at home if it accepts the worker, whatever is cached.
+    /// Asks STS in the home region if it accepts the worker, and bypasses the cache.
     pub(super) async fn accepted_at_home_now(&self) -> Result<Instant, Failure> {
         in_time(self.home.accepted.refresh((), self.ask_home())).await
     }

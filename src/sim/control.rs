@@ -49,7 +49,7 @@ impl ControlStream {
         self.readers.push(ControlReader { inbox, changed: Arc::default() });
     }
 
-    /// Reports to a worker that it lost its connection. What it has not read comes after it has
+    /// Tells a worker that it lost its connection. It receives unread messages after it has
     /// reconnected.
     pub(super) fn interrupt(&mut self, worker: usize) {
         let reader = &mut self.readers[worker];
@@ -57,7 +57,7 @@ impl ControlStream {
         reader.changed.notify_one();
     }
 
-    /// Reports to a worker that has reconnected when it has read what it missed.
+    /// Tells a reconnected worker, after the messages that it missed, that it has caught up.
     pub(super) fn resume(&mut self, worker: usize) {
         let reader = &mut self.readers[worker];
         let last = reader.inbox.back().map_or_else(Instant::now, |(at, _)| *at);

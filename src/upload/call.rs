@@ -89,7 +89,8 @@ impl Calls {
             };
             ambiguous |= error.ambiguous;
             error.ambiguous = ambiguous;
-            if matches!(error.failure.reason, Reason::SlowDown | Reason::Throttled | Reason::S3Unavailable) {
+            let is_503 = error.failure.answer.as_ref().is_some_and(|answer| answer.status == 503);
+            if is_503 || matches!(error.failure.reason, Reason::SlowDown | Reason::Throttled) {
                 self.learnt.concurrency(&self.destination).throttled();
             }
             let refused = match error.signal {

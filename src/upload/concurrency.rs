@@ -1,11 +1,11 @@
 //! Number of parts of an upload that are in flight at once, adapted to each destination.
 //!
 //! Each connection brings a share of the throughput, until the network, the disk or the store is
-//! the limit. The number is doubled while each added connection brings a good share of what one
-//! brought before. The last increase is taken back, and more are tried again later. `503` halves
-//! the number.
+//! the limit. The number is doubled as long as each added connection brings a good share of the
+//! mean throughput per connection before. An increase that does not is reverted, and another is
+//! tried later. A throttling response halves the number.
 //!
-//! What was found holds for all uploads of a worker into a bucket, and for those that follow.
+//! All uploads of a worker into the same destination share the number.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,12 +16,12 @@ use tokio::time::Instant;
 
 use crate::config::UploadConfig;
 
-/// Parts in flight at first, where the configuration has no number.
+/// Initial limit of parts in flight if `upload.part_concurrency` is not set.
 const FIRST: usize = 8;
-/// Most parts in flight of one upload, where the configuration has no number.
+/// Largest limit if `upload.part_concurrency` is not set.
 const MOST: usize = 32;
-/// Parts beyond the first ones of each upload that all uploads of a worker have in flight together.
-/// Each takes a connection and the buffers of one.
+/// Most parts that all uploads of a worker together have in flight beyond the initial limit of each.
+/// Each takes a connection and its buffers.
 const MAX_EXTRA: usize = 64;
 /// Shortest time over which throughput is measured. At least one part per connection must end in
 /// it.
@@ -30,10 +30,11 @@ const MIN_WINDOW: Duration = Duration::from_millis(100);
 const WORTHWHILE: f64 = 0.25;
 /// Time until more connections are tried again after an increase that was not worthwhile.
 const TRIAL_PAUSE: Duration = Duration::from_secs(15);
-/// Time after a `503` in which others are part of it, and no more connections are tried.
+/// Time after the number was halved in which it is not halved again. After each throttling response,
+/// no increase is tried for as long.
 const THROTTLE_PAUSE: Duration = Duration::from_secs(1);
 
-/// Numbers of parts in flight that a worker starts with, and may reach.
+/// Initial and largest number of parts in flight of an upload.
 #[derive(Debug, Clone)]
 pub(super) struct ConcurrencyLimits {
     first: usize,
@@ -42,27 +43,27 @@ pub(super) struct ConcurrencyLimits {
 }
 
 impl ConcurrencyLimits {
-    /// A configured number is the most that is in flight.
+    /// A configured number is both the initial and the largest limit.
     pub(super) fn new(config: &UploadConfig) -> Self {
         let fixed = config.part_concurrency.map(|parts| parts.get() as usize);
         let (first, most) = (fixed.unwrap_or(FIRST), fixed.unwrap_or(MOST));
         Self { first, most, extra: Arc::new(Semaphore::new(MAX_EXTRA)) }
     }
 
-    /// Parts of an upload that are in flight at first.
+    /// Initial limit.
     pub(super) fn first(&self) -> usize {
         self.first
     }
 }
 
-/// Number of parts in flight of each upload into one bucket.
+/// Number of parts in flight of each upload into one destination.
 #[derive(Debug)]
 pub(super) struct PartConcurrency {
     limits: ConcurrencyLimits,
     state: Mutex<ConcurrencyState>,
 }
 
-/// Permission to send one part; give it back by dropping it.
+/// Permit to send one part. Dropping it releases the permit.
 #[derive(Debug)]
 pub(super) struct PartPermit {
     _extra: Option<OwnedSemaphorePermit>,
@@ -75,7 +76,7 @@ impl PartConcurrency {
     }
 
     /// Returns a permit for one more part of an upload that has `in_flight` parts; `None` if one of
-    /// them must end first. An upload without any always gets one.
+    /// them must end first. An upload with no part in flight always gets a permit.
     pub(super) fn try_start(&self, in_flight: usize) -> Option<PartPermit> {
         if in_flight >= self.state.lock().limit {
             return None;
@@ -92,18 +93,19 @@ impl PartConcurrency {
         self.state.lock().accepted(bytes, in_flight, self.limits.most);
     }
 
-    /// Observes that the store asks for fewer requests.
+    /// Records a throttling response.
     pub(super) fn throttled(&self) {
         self.state.lock().throttled();
     }
 }
 
-/// Search for the number.
+/// State of the search for the best number of parts in flight.
 #[derive(Debug)]
 struct ConcurrencyState {
     limit: usize,
     window: ThroughputWindow,
-    /// True while the window shows a mixture of two numbers: it is not counted.
+    /// True while parts that started under the previous limit may still be in the window, which is
+    /// then ignored.
     settling: bool,
     /// The number before the increase that is being tried, and its throughput in bytes per second.
     before: Option<(usize, f64)>,
@@ -114,13 +116,13 @@ struct ConcurrencyState {
     halved: Option<Instant>,
 }
 
-/// Parts that were accepted since a time.
+/// Parts that were accepted since `since`.
 #[derive(Debug)]
 struct ThroughputWindow {
     since: Instant,
     bytes: u64,
     parts: usize,
-    /// Parts that were accepted while their upload had as many in flight as it may.
+    /// Parts that were accepted while their upload was at the limit.
     saturated: usize,
 }
 
@@ -199,7 +201,7 @@ impl ConcurrencyState {
             event = "part_concurrency_changed",
             from = self.limit,
             to = limit,
-            "another number of parts is sent at the same time"
+            "the limit of parts in flight per upload changed"
         );
         self.limit = limit;
         self.settling = true;

@@ -36,7 +36,7 @@ pub(super) struct UploadRecord {
 pub(super) struct PartStream<S> {
     /// Parts that S3 does not have yet, in order.
     pub(super) parts: S,
-    /// Most parts in flight, where the memory for them is limited.
+    /// Most parts in flight: a limit for parts in memory, `usize::MAX` for parts of a file.
     pub(super) most: usize,
     /// Record of a resumable upload; `None` if nobody could resume it.
     pub(super) record: Option<UploadRecord>,

@@ -12,10 +12,10 @@ use crate::source::compress::Packer;
 /// Cuts a compressed stream into parts in memory.
 pub(super) struct PackedReader {
     packer: Packer,
-    /// Number of the last part.
+    /// Number of the part that was returned last; 0 before the first.
     pub(super) number: u32,
     budget: Budget,
-    /// True once the last part was given.
+    /// True once the final part was returned.
     pub(super) ended: bool,
 }
 

@@ -28,7 +28,7 @@ impl Invalid {
     }
 }
 
-/// Defines texts that only their own `parse` makes.
+/// Defines texts that only their own `parse` can create.
 macro_rules! text_newtype {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {$(
         $(#[$doc])*

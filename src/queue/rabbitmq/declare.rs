@@ -106,7 +106,7 @@ const NAMED_PARTS: usize = 3;
 struct Declarations<'a> {
     connection: &'a ScopedConnection,
     channel: Option<Channel>,
-    /// True when nothing is changed.
+    /// True to check only, and change nothing.
     passive: bool,
     problems: Vec<TopologyProblem>,
     /// Problems of parts that deliveries do not need.

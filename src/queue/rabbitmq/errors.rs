@@ -33,7 +33,7 @@ fn reply_code(error: &lapin::Error) -> Option<u16> {
     if let ErrorKind::ProtocolError(refusal) = error.kind() { Some(refusal.get_id()) } else { None }
 }
 
-/// Returns true for the broker's reply `code`.
+/// Returns true if the broker's reply code is `code`.
 pub(super) fn is(error: &lapin::Error, code: u16) -> bool {
     reply_code(error) == Some(code)
 }

@@ -9,7 +9,7 @@ use crate::domain::headers::{Headers, WAIT};
 use crate::domain::lane::Lane;
 use crate::queue::{Delivery, DeliveryOrigin, DeliveryTag, Properties, Publication};
 
-/// Adds a job to its lane; or one with a time of death to the dead letters.
+/// Adds a job to its lane, or to the dead letters if `died_at` is given.
 pub(super) fn add(
     db: &Connection,
     prefix: &str,

@@ -20,7 +20,7 @@ fn limit(concurrency: &PartConcurrency) -> usize {
 }
 
 /// Sends parts for a while as one upload does. Each connection carries a part in 100 ms, and all
-/// together no more than `knee` of them.
+/// together carry no more than `knee` connections could.
 async fn send(concurrency: &PartConcurrency, knee: usize, time: Duration) {
     let end = Instant::now() + time;
     while Instant::now() < end {
@@ -34,18 +34,18 @@ async fn send(concurrency: &PartConcurrency, knee: usize, time: Duration) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_distant_store_gets_as_many_connections_as_help_within_two_seconds() {
+async fn a_store_with_high_latency_gets_the_most_connections_within_two_seconds() {
     let concurrency = adaptive();
     send(&concurrency, usize::MAX, Duration::from_secs(2)).await;
     assert_eq!(limit(&concurrency), MOST);
 }
 
 #[tokio::test(start_paused = true)]
-async fn connections_that_bring_nothing_are_closed_and_tried_again_later() {
+async fn an_increase_without_more_throughput_is_reverted_and_tried_again_later() {
     let concurrency = adaptive();
     send(&concurrency, FIRST, Duration::from_secs(5)).await;
     assert_eq!(limit(&concurrency), FIRST);
-    // The way became wider.
+    // The network got faster.
     send(&concurrency, usize::MAX, TRIAL_PAUSE * 6).await;
     assert_eq!(limit(&concurrency), MOST);
 }

@@ -18,7 +18,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// Health of the worker.
 #[derive(Debug, Default)]
 pub(in crate::worker) struct WorkerHealth {
-    /// Watched for the begin and the end of a fault.
+    /// Watched for the beginning and the end of a fault.
     state: watch::Sender<HealthState>,
     probe: Arc<Mutex<()>>,
 }

@@ -92,7 +92,7 @@ pub(super) struct DestinationPermit {
     took: Option<Duration>,
     /// True if other jobs wait until this one shows that the destination works.
     pub(super) slow_start: bool,
-    /// Rate limiter of the destination, where it has a rate.
+    /// Rate limiter of the destination, if it has a rate limit.
     pub(super) rate_limiter: Option<Arc<RateLimiter>>,
 }
 

@@ -204,7 +204,7 @@ async fn every_byte_is_proven_by_part_and_as_a_whole() {
 }
 
 #[tokio::test]
-async fn a_store_that_asks_for_fewer_requests_gets_half_as_many_at_once() {
+async fn slow_down_halves_the_parts_in_flight() {
     let fixture = AcmeFixture::start("fewer").await;
     let slow = Effect::Error(503, "SlowDown", "Please reduce your request rate.");
     fixture.s3.on("UploadPart").first(2).before(slow);

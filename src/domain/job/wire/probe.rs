@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::domain::job::rejected::JobIdentity;
 
-/// ProbedFields that could be read. A field that is missing, mistyped or behind a syntax error
+/// Fields that could be read. A field that is missing, mistyped or behind a syntax error
 /// stays `Null`.
 #[derive(Debug, Default)]
 pub(super) struct JobProbe {
