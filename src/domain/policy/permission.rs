@@ -7,7 +7,8 @@ use crate::domain::destination::Destination;
 use crate::domain::text_enum::text_enum;
 
 text_enum! {
-    /// IAM actions that a customer may allow, the required ones first. Only [`Permission::PutObject`] is always required.
+    /// IAM actions that a customer may allow, the required ones first. Only
+    /// [`Permission::PutObject`] is always required.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
     pub enum Permission {
         /// Write objects below the prefix, in one request or in parts.
