@@ -78,7 +78,7 @@ impl PartConcurrency {
     /// Returns a permit for one more part of an upload that has `in_flight` parts; `None` if one of
     /// them must end first. An upload with no part in flight always gets a permit.
     pub(super) fn try_start(&self, in_flight: usize) -> Option<PartPermit> {
-        if in_flight >= self.state.lock().limit {
+        if in_flight >= self.state.lock().recovered(self.limits.first) {
             return None;
         }
         if in_flight < self.limits.first {
@@ -88,9 +88,15 @@ impl PartConcurrency {
         Some(PartPermit { _extra: Some(extra) })
     }
 
-    /// Observes a part that was accepted, when `in_flight` parts of its upload were in flight.
+    /// Observes a part that was accepted when `in_flight` parts of its upload were in flight. Not for
+    /// the end of an upload, when no part is left to be started.
     pub(super) fn accepted(&self, bytes: u64, in_flight: usize) {
-        self.state.lock().accepted(bytes, in_flight, self.limits.most);
+        self.state.lock().accepted(bytes, in_flight, &self.limits);
+    }
+
+    /// Measures from now on: an upload begins, and the time since the last one does not count.
+    pub(super) fn restart(&self) {
+        self.state.lock().restart();
     }
 
     /// Records a throttling response.
@@ -114,6 +120,8 @@ struct ConcurrencyState {
     /// Time before which no increase is tried.
     next_trial: Instant,
     halved: Option<Instant>,
+    /// Time at which a number below the initial one is raised by one.
+    next_recovery: Instant,
 }
 
 /// Parts that were accepted since `since`.
@@ -150,11 +158,28 @@ impl ConcurrencyState {
             doubling: true,
             next_trial: now,
             halved: None,
+            next_recovery: now,
         }
     }
 
-    fn accepted(&mut self, bytes: u64, in_flight: usize, most: usize) {
+    fn restart(&mut self) {
+        self.settling = true;
+        self.window = ThroughputWindow::new(Instant::now());
+    }
+
+    /// The number, raised by one for each pause since the last throttling response, up to `first`.
+    fn recovered(&mut self, first: usize) -> usize {
         let now = Instant::now();
+        while self.limit < first && self.next_recovery <= now {
+            self.next_recovery += THROTTLE_PAUSE;
+            self.set(self.limit + 1);
+        }
+        self.limit
+    }
+
+    fn accepted(&mut self, bytes: u64, in_flight: usize, limits: &ConcurrencyLimits) {
+        let now = Instant::now();
+        self.recovered(limits.first);
         self.window.bytes += bytes;
         self.window.parts += 1;
         self.window.saturated += usize::from(in_flight >= self.limit);
@@ -164,11 +189,11 @@ impl ConcurrencyState {
         let window = std::mem::replace(&mut self.window, ThroughputWindow::new(now));
         let settling = std::mem::take(&mut self.settling);
         if let Some(throughput) = window.throughput(now).filter(|_| !settling) {
-            self.decide(throughput, now, most);
+            self.decide(throughput, now, limits);
         }
     }
 
-    fn decide(&mut self, throughput: f64, now: Instant, most: usize) {
+    fn decide(&mut self, throughput: f64, now: Instant, limits: &ConcurrencyLimits) {
         let tried = self.before.take();
         match tried {
             Some(before) if !is_worthwhile(before, (self.limit, throughput)) => {
@@ -176,10 +201,10 @@ impl ConcurrencyState {
                 self.next_trial = now + TRIAL_PAUSE;
                 self.set(before.0);
             }
-            _ if self.limit < most && now >= self.next_trial => {
+            _ if (limits.first..limits.most).contains(&self.limit) && now >= self.next_trial => {
                 self.before = Some((self.limit, throughput));
                 let step = if self.doubling { self.limit } else { self.limit.div_ceil(4) };
-                self.set(most.min(self.limit + step));
+                self.set(limits.most.min(self.limit + step));
             }
             _ => {}
         }
@@ -188,6 +213,7 @@ impl ConcurrencyState {
     fn throttled(&mut self) {
         let now = Instant::now();
         self.next_trial = now + THROTTLE_PAUSE;
+        self.next_recovery = now + THROTTLE_PAUSE;
         if self.halved.is_some_and(|at| at + THROTTLE_PAUSE > now) {
             return;
         }
@@ -204,8 +230,7 @@ impl ConcurrencyState {
             "the limit of parts in flight per upload changed"
         );
         self.limit = limit;
-        self.settling = true;
-        self.window = ThroughputWindow::new(Instant::now());
+        self.restart();
     }
 }
 

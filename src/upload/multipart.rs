@@ -154,20 +154,25 @@ where
     };
     let mut parts = std::pin::pin!(parts_to_send.parts.take_until(hand_off));
     let (mut all, mut in_flight) = (open.done().to_vec(), FuturesUnordered::new());
-    let mut more = true;
+    let (mut more, mut permit) = (true, None);
+    concurrency.restart();
     loop {
-        let may_start = more && in_flight.len() < parts_to_send.most;
-        let permit = may_start.then(|| concurrency.try_start(in_flight.len())).flatten();
+        // Kept until a part has come: a source that is not read meanwhile would count as slow.
+        if permit.is_none() && more && in_flight.len() < parts_to_send.most {
+            permit = concurrency.try_start(in_flight.len());
+        }
         tokio::select! {
             biased;
             Some(sent) = in_flight.next() => {
                 let sent: PartDone = sent?;
-                concurrency.accepted(sent.length, in_flight.len() + 1);
+                if more {
+                    concurrency.accepted(sent.length, in_flight.len() + 1);
+                }
                 all.push(sent);
             }
             part = parts.next(), if permit.is_some() => match part {
-                Some(part) => in_flight.push(send(open, target, part?, permit)),
-                None => more = false,
+                Some(part) => in_flight.push(send(open, target, part?, permit.take())),
+                None => (more, permit) = (false, None),
             },
             else => break,
         }

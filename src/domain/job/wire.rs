@@ -46,24 +46,22 @@ pub fn read(body: &[u8]) -> Result<RawJob, Rejected> {
     raw.map_err(|(rejected, identity)| rejected.identified(identity))
 }
 
-/// Reads the shape of a document, which `what` names. A rejection comes with the identity that
+/// Parses a document of the kind `what`, `job` or `check`. A rejection comes with the identity that
 /// could be read.
 fn of_our_version<T: DeserializeOwned>(
     text: &str,
     what: &str,
     version: impl Fn(&T) -> u64,
 ) -> Result<T, (Rejected, JobIdentity)> {
-    let problem = match strict(text) {
+    let read = match strict(text) {
         Ok(raw) if version(&raw) == VERSION => return Ok(raw),
-        Ok(_) => None,
-        Err(problem) => Some(problem),
+        Ok(raw) => Ok(i128::from(version(&raw))),
+        Err(problem) => Err(problem),
     };
     let probe = JobProbe::of(text);
-    let rejected = match problem {
-        Some((path, problem)) if !probe.is_of_other_version() => {
-            explain::refused(&path, &problem, probe.is_whole, what)
-        }
-        _ => explain::unknown_version(&probe.version),
+    let rejected = match (read, probe.other_version()) {
+        (Ok(version), _) | (Err(_), Some(version)) => explain::unknown_version(version),
+        (Err((path, problem)), None) => explain::refused(&path, &problem, probe.is_whole, what),
     };
     Err((rejected, probe.identity()))
 }

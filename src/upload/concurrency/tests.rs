@@ -81,6 +81,36 @@ async fn a_throttled_destination_gets_half_the_connections_once_and_later_more_a
 }
 
 #[tokio::test(start_paused = true)]
+async fn short_uploads_get_the_initial_number_back_after_a_throttling_response() {
+    let concurrency = adaptive();
+    for _ in 0..3 {
+        advance(THROTTLE_PAUSE).await;
+        concurrency.throttled();
+    }
+    assert_eq!(limit(&concurrency), 1);
+    for second in 1..10 {
+        advance(THROTTLE_PAUSE).await;
+        concurrency.restart();
+        assert!(concurrency.try_start(0).is_some());
+        assert_eq!(limit(&concurrency), FIRST.min(1 + second));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_between_two_uploads_is_no_low_throughput() {
+    let concurrency = adaptive();
+    for _ in 0..4 {
+        concurrency.restart();
+        for _ in 0..FIRST + FIRST / 2 {
+            advance(Duration::from_millis(100) / 8).await;
+            concurrency.accepted(PART, FIRST);
+        }
+        advance(Duration::from_secs(3600)).await;
+    }
+    assert_eq!(limit(&concurrency), FIRST, "no window was complete");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_configured_number_is_never_exceeded() {
     let concurrency = fixed(3);
     send(&concurrency, usize::MAX, Duration::from_secs(60)).await;

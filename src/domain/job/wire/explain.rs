@@ -1,13 +1,12 @@
 //! Serde's complaints in words that name the field and never repeat a value.
 
-use serde_json::Value;
 use serde_json::error::Category;
 
 use crate::domain::job::{Invalid, Rejected};
 use crate::domain::outcome::Reason;
 
 /// An unknown version, named.
-pub(super) fn unknown_version(version: &Value) -> Rejected {
+pub(super) fn unknown_version(version: i128) -> Rejected {
     let problem = format!(
         "{version} is not supported; write version {}, or upgrade consign and then requeue the job",
         super::VERSION
