@@ -20,8 +20,8 @@ use crate::config::UploadConfig;
 const FIRST: usize = 8;
 /// Largest limit if `upload.part_concurrency` is not set.
 const MOST: usize = 32;
-/// Most parts that all uploads of a worker together have in flight beyond the initial limit of each.
-/// Each takes a connection and its buffers.
+/// Most parts that all uploads of a worker together have in flight beyond the initial limit of
+/// each. Each takes a connection and its buffers.
 const MAX_EXTRA: usize = 64;
 /// Shortest time over which throughput is measured. At least one part per connection must end in
 /// it.
@@ -30,8 +30,8 @@ const MIN_WINDOW: Duration = Duration::from_millis(100);
 const WORTHWHILE: f64 = 0.25;
 /// Time until more connections are tried again after an increase that was not worthwhile.
 const TRIAL_PAUSE: Duration = Duration::from_secs(15);
-/// Time after the number was halved in which it is not halved again. After each throttling response,
-/// no increase is tried for as long.
+/// Time after the number was halved in which it is not halved again. After each throttling
+/// response, no increase is tried for as long.
 const THROTTLE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Initial and largest number of parts in flight of an upload.
@@ -88,8 +88,8 @@ impl PartConcurrency {
         Some(PartPermit { _extra: Some(extra) })
     }
 
-    /// Observes a part that was accepted when `in_flight` parts of its upload were in flight. Not for
-    /// the end of an upload, when no part is left to be started.
+    /// Observes a part that was accepted when `in_flight` parts of its upload were in flight. Not
+    /// for the end of an upload, when no part is left to be started.
     pub(super) fn accepted(&self, bytes: u64, in_flight: usize) {
         self.state.lock().accepted(bytes, in_flight, &self.limits);
     }
