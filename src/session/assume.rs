@@ -162,7 +162,7 @@ where
             let hint = role.map(|role| diagnosis::hint(reason, &answer, role.destination)).unwrap_or_default();
             Failure { answer: Some(Box::new(answer)), ..Failure::new(reason, message).hint(hint) }
         }
-        _ if causes(error).any(|cause| cause.is::<CredentialsError>()) => {
+        _ if causes(error).any(<dyn std::error::Error>::is::<CredentialsError>) => {
             let message = format!("the worker has no AWS credentials of its own: {}", credentials_problem(error));
             Failure::new(Reason::IdentityDenied, message)
                 .hint("give the worker a role or a key in the standard AWS way; no action is needed from the customer")

@@ -170,10 +170,11 @@ where
                 }
                 all.push(sent);
             }
-            part = parts.next(), if permit.is_some() => match part {
-                Some(part) => in_flight.push(send(open, target, part?, permit.take())),
-                None => (more, permit) = (false, None),
-            },
+            part = parts.next(), if permit.is_some() => {
+                let permit = permit.take();
+                more = part.is_some();
+                in_flight.extend(part.transpose()?.map(|part| send(open, target, part, permit)));
+            }
             else => break,
         }
     }

@@ -127,12 +127,11 @@ pub(super) fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Opti
 /// Parses `Retry-After`: seconds or an HTTP date.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let value = header_text(headers, &RETRY_AFTER)?;
-    let asked = match value.parse() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => {
-            let at = DateTimeParser::new().parse_timestamp(value).ok()?;
-            Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default()
-        }
+    let asked = if let Ok(seconds) = value.parse() {
+        Duration::from_secs(seconds)
+    } else {
+        let at = DateTimeParser::new().parse_timestamp(value).ok()?;
+        Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default()
     };
     Some(asked.min(MAX_RETRY_AFTER))
 }

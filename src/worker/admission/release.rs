@@ -140,7 +140,7 @@ impl DelayedJobs {
     }
 
     /// Restores them after a release that was not complete.
-    fn restore(&self, taken: HashMap<DestinationIdentity, ReturnTimes>) {
+    fn restore(&self, taken: &HashMap<DestinationIdentity, ReturnTimes>) {
         taken.iter().for_each(|(destination, jobs)| self.add(destination, jobs));
     }
 
@@ -170,7 +170,7 @@ impl DelayedJobs {
         let names: Vec<_> = requested.iter().take(MAX_LOGGED).map(|identity| identity.id().as_str()).collect();
         let (count, destinations) = (requested.len(), names.join(", "));
         if !matches!(released, Ok(Released { partly: false, .. })) {
-            self.restore(taken);
+            self.restore(&taken);
         }
         match released {
             Ok(Released { count: jobs, partly }) => {

@@ -33,7 +33,7 @@ async fn jobs_may_wait_until_the_last_one_has_returned() {
     delayed.record(&id("acme"), Duration::from_secs(600));
     let taken = delayed.take(&set(&["acme"]));
     assert!(!delayed.may_have(&id("acme")), "jobs deferred from now on are recorded apart");
-    delayed.restore(taken);
+    delayed.restore(&taken);
     assert!(delayed.may_have(&id("acme")), "they were not released after all");
 }
 
@@ -53,7 +53,7 @@ async fn delayed_jobs_are_counted_until_they_return_or_are_released() {
     let taken = delayed.take(&set(&["acme"]));
     counts(&[]);
     delayed.record(&id("acme"), Duration::from_secs(600));
-    delayed.restore(taken);
+    delayed.restore(&taken);
     counts(&[("acme", 2)]);
     tokio::time::advance(Duration::from_secs(600)).await;
     counts(&[]);
