@@ -82,7 +82,6 @@ impl SimState {
         let process = &mut self.workers[worker];
         process.connected = false;
         process.generation += 1;
-        self.control.interrupt(worker);
         let mut back = process.take_prefetched();
         back.extend(std::mem::take(&mut process.unacked).into_values());
         for (lane, message) in back {
@@ -137,7 +136,6 @@ impl SimWorld {
             }
             note!(state, "worker {worker} is connected");
             state.workers[worker].connected = true;
-            state.control.resume(worker);
             state.dispatch();
             state.take_superseded(worker)
         };
@@ -155,6 +153,7 @@ impl SimWorld {
             note!(state, "the broker is down for {wait:?}");
             state.count_fault("broker outages");
             state.broker_down = true;
+            state.control.interrupt();
             for worker in 0..state.workers.len() {
                 if state.workers[worker].alive && state.workers[worker].connected {
                     state.drop_connection(worker);
@@ -173,6 +172,7 @@ impl SimWorld {
             }
             note!(state, "the broker is up");
             state.broker_down = false;
+            state.control.resume();
             let workers = state.workers.iter().enumerate();
             workers.filter(|(_, worker)| worker.alive && !worker.connected).map(|(n, _)| n).collect::<Vec<_>>()
         };

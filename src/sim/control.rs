@@ -49,20 +49,22 @@ impl ControlStream {
         self.readers.push(ControlReader { inbox, changed: Arc::default() });
     }
 
-    /// Tells a worker that it lost its connection. It receives unread messages after it has
-    /// reconnected.
-    pub(super) fn interrupt(&mut self, worker: usize) {
-        let reader = &mut self.readers[worker];
-        reader.inbox.push_front((Instant::now(), ControlEvent::Interrupted));
-        reader.changed.notify_one();
+    /// Tells all workers that the broker is unreachable. They receive unread messages afterwards. A
+    /// worker that lost the connection of its jobs alone reads on: the stream has its own.
+    pub(super) fn interrupt(&mut self) {
+        for reader in &mut self.readers {
+            reader.inbox.push_front((Instant::now(), ControlEvent::Interrupted));
+            reader.changed.notify_one();
+        }
     }
 
-    /// Tells a reconnected worker, after the messages that it missed, that it has caught up.
-    pub(super) fn resume(&mut self, worker: usize) {
-        let reader = &mut self.readers[worker];
-        let last = reader.inbox.back().map_or_else(Instant::now, |(at, _)| *at);
-        reader.inbox.push_back((last, ControlEvent::CaughtUp));
-        reader.changed.notify_one();
+    /// Tells all workers, after the messages that they missed, that they have caught up.
+    pub(super) fn resume(&mut self) {
+        for reader in &mut self.readers {
+            let last = reader.inbox.back().map_or_else(Instant::now, |(at, _)| *at);
+            reader.inbox.push_back((last, ControlEvent::CaughtUp));
+            reader.changed.notify_one();
+        }
     }
 
     fn publish(&mut self, body: &Bytes, mut lag: impl FnMut() -> Duration) {
@@ -114,15 +116,15 @@ impl SimQueue {
             self.while_alive().await;
             let due = {
                 let mut state = self.world.lock();
-                let connected = state.workers[self.worker].connected;
+                let reachable = !state.broker_down;
                 let inbox = &mut state.control.readers[self.worker].inbox;
                 match inbox.front() {
                     Some((_, ControlEvent::Interrupted)) => return inbox.pop_front().map(|(_, event)| event),
-                    Some((at, _)) if connected && *at <= Instant::now() => {
+                    Some((at, _)) if reachable && *at <= Instant::now() => {
                         return inbox.pop_front().map(|(_, event)| event);
                     }
-                    Some((at, _)) if connected => Some(*at),
-                    // Reconnecting notifies the reader.
+                    Some((at, _)) if reachable => Some(*at),
+                    // The reader is notified when the broker is back.
                     Some(_) | None => None,
                 }
             };

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::{Mutex, OwnedMutexGuard, watch};
+use parking_lot::Mutex;
+use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard};
 use tokio::time::Instant;
 
 use crate::domain::outcome::{Class, Failure, Reason, TransferResult};
@@ -18,9 +19,11 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// Health of the worker.
 #[derive(Debug, Default)]
 pub(in crate::worker) struct WorkerHealth {
-    /// Watched for the beginning and the end of a fault.
-    state: watch::Sender<HealthState>,
-    probe: Arc<Mutex<()>>,
+    state: Mutex<HealthState>,
+    probe: Arc<AsyncMutex<()>>,
+    /// Notified when the fault begins or ends. It wakes those who wait in order, which the
+    /// simulation needs; a watch channel does not.
+    changed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -60,76 +63,16 @@ impl WorkerHealth {
 
     /// Ends the pause.
     pub(super) fn recover(&self) {
-        self.state.send_if_modified(|state| state.fault.take().is_some());
+        self.state.lock().fault = None;
+        self.changed.notify_waiters();
     }
 
     fn pause(&self, failure: &Failure) {
-        self.state.send_if_modified(|state| state.pause(failure));
-    }
-
-    /// Returns true while the worker has a fault of its own.
-    pub(in crate::worker) fn is_sick(&self) -> bool {
-        self.state.borrow().is_sick()
-    }
-
-    /// Resolves while the worker has a fault of its own.
-    pub(in crate::worker) async fn sick(&self) {
-        let _ = self.state.subscribe().wait_for(HealthState::is_sick).await;
-    }
-
-    /// Stops consumption for good.
-    pub(in crate::worker) fn drain(&self) {
-        self.state.send_modify(|state| state.draining = true);
-    }
-
-    /// Returns why no job, or only one at a time, is consumed; `None` for a healthy worker.
-    pub(in crate::worker) fn fault(&self) -> Option<String> {
-        let state = self.state.borrow();
-        if state.draining {
-            return Some("draining".to_owned());
-        }
-        state.fault.as_ref().map(|fault| fault.why.clone())
-    }
-
-    /// Waits until a job may be consumed: at once in a healthy worker, else when the pause is over,
-    /// and then with the permit to be the only one until it has ended.
-    pub(in crate::worker) async fn ready_for_job(&self) -> Option<OwnedMutexGuard<()>> {
-        let mut changes = self.state.subscribe();
-        loop {
-            let fault = changes.borrow_and_update().fault.clone()?;
-            if fault.until > Instant::now() {
-                tokio::select! {
-                    () = tokio::time::sleep_until(fault.until) => {}
-                    _ = changes.changed() => {}
-                }
-                continue;
-            }
-            let probe = tokio::select! {
-                biased;
-                _ = changes.changed() => continue,
-                probe = self.probe.clone().lock_owned() => probe,
-            };
-            // The probe before this one may have ended the pause or started another.
-            match &self.state.borrow().fault {
-                None => return None,
-                Some(fault) if fault.until <= Instant::now() => return Some(probe),
-                Some(_) => {}
-            }
-        }
-    }
-}
-
-impl HealthState {
-    fn is_sick(&self) -> bool {
-        self.fault.as_ref().is_some_and(|fault| fault.own)
-    }
-
-    /// Begins a pause. Returns false if the failure is no new evidence.
-    fn pause(&mut self, failure: &Failure) -> bool {
+        let mut state = self.state.lock();
         let own = failure.reason != Reason::Outage;
-        let pause = match &self.fault {
+        let pause = match &state.fault {
             // Failures at the same time are no new evidence.
-            Some(fault) if fault.until > Instant::now() && (fault.own || !own) => return false,
+            Some(fault) if fault.until > Instant::now() && (fault.own || !own) => return,
             Some(fault) => (fault.pause * 2).min(LONGEST_PAUSE),
             None => FIRST_PAUSE,
         };
@@ -142,13 +85,73 @@ impl HealthState {
             next = "it requeues jobs that have not started, and tries one job after the pause",
             "the worker has a fault and pauses consumption"
         );
-        let same = self.fault.as_ref().filter(|fault| fault.reason == failure.reason);
+        let same = state.fault.as_ref().filter(|fault| fault.reason == failure.reason);
         let since = same.map_or_else(Timestamp::now, |fault| fault.since);
         let remedy = if failure.hint.is_empty() { String::new() } else { format!("; {}", failure.hint) };
         let why = format!("{}: {failure}{remedy} (since {since:.0})", failure.reason.as_str());
         let until = Instant::now() + pause;
-        self.fault = Some(WorkerFault { pause, until, why, reason: failure.reason, since, own });
-        true
+        state.fault = Some(WorkerFault { pause, until, why, reason: failure.reason, since, own });
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// Returns true while the worker has a fault of its own.
+    pub(in crate::worker) fn is_sick(&self) -> bool {
+        self.state.lock().fault.as_ref().is_some_and(|fault| fault.own)
+    }
+
+    /// Resolves while the worker has a fault of its own.
+    pub(in crate::worker) async fn sick(&self) {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if self.is_sick() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Stops consumption for good.
+    pub(in crate::worker) fn drain(&self) {
+        self.state.lock().draining = true;
+    }
+
+    /// Returns why no job, or only one at a time, is consumed; `None` for a healthy worker.
+    pub(in crate::worker) fn fault(&self) -> Option<String> {
+        let state = self.state.lock();
+        if state.draining {
+            return Some("draining".to_owned());
+        }
+        state.fault.as_ref().map(|fault| fault.why.clone())
+    }
+
+    /// Waits until a job may be consumed: at once in a healthy worker, else when the pause is over,
+    /// and then with the permit to be the only one until it has ended.
+    pub(in crate::worker) async fn ready_for_job(&self) -> Option<OwnedMutexGuard<()>> {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            let fault = self.state.lock().fault.clone()?;
+            if fault.until > Instant::now() {
+                tokio::select! {
+                    () = tokio::time::sleep_until(fault.until) => {}
+                    () = &mut changed => {}
+                }
+                continue;
+            }
+            let probe = tokio::select! {
+                biased;
+                () = &mut changed => continue,
+                probe = self.probe.clone().lock_owned() => probe,
+            };
+            // The probe before this one may have ended the pause or started another.
+            match &self.state.lock().fault {
+                None => return None,
+                Some(fault) if fault.until <= Instant::now() => return Some(probe),
+                Some(_) => {}
+            }
+        }
     }
 }
 
@@ -162,11 +165,9 @@ mod tests {
     }
 
     fn over(health: &WorkerHealth) {
-        health.state.send_modify(|state| {
-            if let Some(fault) = &mut state.fault {
-                fault.until = Instant::now();
-            }
-        });
+        if let Some(fault) = &mut health.state.lock().fault {
+            fault.until = Instant::now();
+        }
     }
 
     #[tokio::test]
@@ -209,7 +210,7 @@ mod tests {
         let health = WorkerHealth::default();
         let failure = Failure::new(Reason::Outage, "S3 does not answer").hint("check the network");
         health.observe(&TransferResult::Failed(failure.clone()));
-        let (first, since) = (health.fault().unwrap(), health.state.borrow().fault.as_ref().unwrap().since);
+        let (first, since) = (health.fault().unwrap(), health.state.lock().fault.as_ref().unwrap().since);
         assert_eq!(first, format!("outage: S3 does not answer; check the network (since {since:.0})"));
         over(&health);
         health.observe(&TransferResult::Failed(failure));
@@ -223,7 +224,7 @@ mod tests {
         for _ in 0..6 {
             health.observe(&ours());
             health.observe(&ours());
-            pauses.push(health.state.borrow().fault.as_ref().unwrap().pause.as_secs());
+            pauses.push(health.state.lock().fault.as_ref().unwrap().pause.as_secs());
             over(&health);
         }
         assert_eq!(pauses, [15, 30, 60, 120, 240, 300]);
