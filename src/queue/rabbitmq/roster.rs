@@ -69,8 +69,8 @@ impl Roster {
         Ok(())
     }
 
-    /// Observes the broker's answer about a worker: the number of consumers of its lease queue. With
-    /// no consumer, the worker is gone or reconnects. With no queue (`None`), it is gone.
+    /// Observes the broker's answer about a worker: the number of consumers of its lease queue.
+    /// With no consumer, the worker is gone or reconnects. With no queue (`None`), it is gone.
     fn checked(&mut self, worker: &str, consumers: Option<u32>) {
         if consumers.is_none() {
             self.workers.remove(worker);
