@@ -184,15 +184,12 @@ async fn measure_all(cli: &Cli, amqp: &str, broker: &Broker, root: &Path, prefix
     let mut measured = Vec::new();
     for scenario in scenarios(cli) {
         let folder = scenario.write_files(root)?;
-        let distant = NullServer::start_with(
-            None,
-            &Manners { latency: scenario.latency, rate: scenario.rate, ..Manners::default() },
-        )
-        .await?;
-        let mut servers = vec![(Scheme::Http, "http", &plain), (Scheme::Https, "https", &secure)];
-        if scenario.latency > 0 {
-            servers = vec![(Scheme::Http, "http", &distant)];
-        }
+        let manners = Manners { latency: scenario.latency, rate: scenario.rate, ..Manners::default() };
+        let distant = if scenario.latency > 0 { Some(NullServer::start_with(None, &manners).await?) } else { None };
+        let servers = match &distant {
+            Some(distant) => vec![(Scheme::Http, "http", distant)],
+            None => vec![(Scheme::Http, "http", &plain), (Scheme::Https, "https", &secure)],
+        };
         for (_, name, server) in servers.iter().filter(|(scheme, ..)| cli.scheme.is_none_or(|only| only == *scheme)) {
             let bench = Bench {
                 server,

@@ -83,6 +83,7 @@ mod tests {
             "{text}"
         );
         assert!(text.lines().any(|line| line.starts_with("admin.listen = ") && line.ends_with("# default")), "{text}");
+        assert!(!text.contains("null"), "a setting without a value is shown: {text}");
         let json = shown(&loaded.settings());
         assert_eq!(json["worker.slots"], json!({"value": 4, "origin": "file", "file": "text.toml", "line": 4}));
         assert!(!text.contains(SECRET) && !json.to_string().contains(SECRET));

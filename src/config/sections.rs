@@ -129,6 +129,7 @@ pub struct WorkerConfig {
 }
 
 /// `[upload]` as written.
+#[serde_with::skip_serializing_none]
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(rename = "RawUpload")]

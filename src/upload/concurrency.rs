@@ -94,9 +94,14 @@ impl PartConcurrency {
         self.state.lock().accepted(bytes, in_flight, &self.limits);
     }
 
-    /// Measures from now on: an upload begins, and the time since the last one does not count.
-    pub(super) fn restart(&self) {
-        self.state.lock().restart();
+    /// Records that an upload begins. The time since the last one does not count, and an increase
+    /// that is being tried is reverted: with another number of uploads it can't be judged.
+    pub(super) fn upload_begins(&self) {
+        let mut state = self.state.lock();
+        match state.before.take() {
+            Some((limit, _)) => state.set(limit),
+            None => state.restart(),
+        }
     }
 
     /// Records a throttling response.

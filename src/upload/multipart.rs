@@ -155,7 +155,7 @@ where
     let mut parts = std::pin::pin!(parts_to_send.parts.take_until(hand_off));
     let (mut all, mut in_flight) = (open.done().to_vec(), FuturesUnordered::new());
     let (mut more, mut permit) = (true, None);
-    concurrency.restart();
+    concurrency.upload_begins();
     loop {
         // Kept until a part has come: a source that is not read meanwhile would count as slow.
         if permit.is_none() && more && in_flight.len() < parts_to_send.most {

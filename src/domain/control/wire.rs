@@ -5,7 +5,6 @@ use std::time::Duration;
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use uuid::Uuid;
 
 use super::{BackfillId, CircuitChange, Control, ControlCommand, GenerationChange};
@@ -238,9 +237,21 @@ impl Raw {
     }
 
     /// Which optional fields are present.
-    fn fields(&self) -> Vec<String> {
-        let Ok(Value::Object(fields)) = serde_json::to_value(self) else { return Vec::new() };
-        fields.into_iter().map(|(name, _)| name).collect()
+    fn fields(&self) -> [bool; 12] {
+        [
+            self.backfill.is_some(),
+            self.destination.is_some(),
+            self.worker.is_some(),
+            self.run.is_some(),
+            self.failure.is_some(),
+            self.key.is_some(),
+            self.probes.is_some(),
+            self.next_probe_seconds.is_some(),
+            self.object.is_some(),
+            self.generation.is_some(),
+            self.write.is_some(),
+            self.job.is_some(),
+        ]
     }
 
     fn destination(&self) -> Result<DestinationIdentity, Invalid> {

@@ -90,7 +90,7 @@ async fn short_uploads_get_the_initial_number_back_after_a_throttling_response()
     assert_eq!(limit(&concurrency), 1);
     for second in 1..10 {
         advance(THROTTLE_PAUSE).await;
-        concurrency.restart();
+        concurrency.upload_begins();
         assert!(concurrency.try_start(0).is_some());
         assert_eq!(limit(&concurrency), FIRST.min(1 + second));
     }
@@ -100,7 +100,7 @@ async fn short_uploads_get_the_initial_number_back_after_a_throttling_response()
 async fn the_time_between_two_uploads_is_no_low_throughput() {
     let concurrency = adaptive();
     for _ in 0..4 {
-        concurrency.restart();
+        concurrency.upload_begins();
         for _ in 0..FIRST + FIRST / 2 {
             advance(Duration::from_millis(100) / 8).await;
             concurrency.accepted(PART, FIRST);
@@ -108,6 +108,18 @@ async fn the_time_between_two_uploads_is_no_low_throughput() {
         advance(Duration::from_secs(3600)).await;
     }
     assert_eq!(limit(&concurrency), FIRST, "no window was complete");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_increase_that_is_being_tried_is_reverted_when_another_upload_begins() {
+    let concurrency = adaptive();
+    send(&concurrency, usize::MAX, Duration::from_millis(300)).await;
+    assert_eq!(limit(&concurrency), 2 * FIRST, "the first increase is being tried");
+    concurrency.upload_begins();
+    assert_eq!(limit(&concurrency), FIRST);
+    send(&concurrency, usize::MAX, Duration::from_secs(2)).await;
+    concurrency.upload_begins();
+    assert_eq!(limit(&concurrency), MOST, "what was found stays");
 }
 
 #[tokio::test(start_paused = true)]
