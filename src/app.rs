@@ -14,6 +14,7 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::admin;
 use crate::config::{Config, Reload};
@@ -176,11 +177,22 @@ pub async fn run_in(
         () = signals::log_status_on_request(shutdown.clone(), state.clone()) => None,
         () = service_manager.follow(|| worker.alive(), || worker.ready()) => None,
         () = service_manager.stop_with(shutdown.drain()) => None,
-        drained = worker.run(drain) => Some(drained),
+        drained = run_as_task(&worker, drain) => Some(drained),
     };
     stop_admin.cancel();
     let _ = tokio::time::timeout(std::time::Duration::from_secs(1), admin).await;
     Ok(worker_exit(drained, shutdown.forced_by()))
+}
+
+/// Runs the worker as a task of the runtime, which wakes it on the thread where a job arrived or
+/// ended: the main thread, which polls the future of this function, would be woken for each job.
+async fn run_as_task(worker: &Arc<Worker>, drain: CancellationToken) -> bool {
+    let worker = Arc::clone(worker);
+    let task = AbortOnDropHandle::new(tokio::spawn(async move { worker.run(drain).await }));
+    task.await.unwrap_or_else(|error| match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => false,
+    })
 }
 
 fn worker_exit(drained: Option<bool>, forced_by: Option<TerminationSignal>) -> WorkerExit {

@@ -8,6 +8,7 @@ use futures_util::stream::{self, StreamExt as _};
 use jiff::Timestamp;
 use serde_json::json;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::journal::Journal;
 use super::plan::BackfillPlan;
@@ -28,6 +29,16 @@ pub struct BackfillResult {
     pub published_before: u64,
     /// Cause of an early end.
     pub stopped: Option<StopCause>,
+}
+
+impl BackfillResult {
+    /// Keeps the first cause. A denied access replaces it: the denial may also have cost the other
+    /// jobs their connection.
+    fn stop(&mut self, cause: StopCause) {
+        if self.stopped.is_none() || matches!(cause, StopCause::Queue(QueueError::Denied(_))) {
+            self.stopped = Some(cause);
+        }
+    }
 }
 
 /// Cause of the early end of a run.
@@ -87,7 +98,7 @@ pub async fn retain_outcomes(admin: &dyn Admin, address: &str, output: &dyn Outp
 
 impl BackfillPublisher<'_> {
     /// Publishes until the end, the first failure, or the cancellation, which goes into the
-    /// journal. After a failure the same command continues.
+    /// journal. After a failure, the jobs in flight are awaited, and the same command continues.
     pub async fn run(&self, journal: &mut Journal, cancelled: impl Future<Output = Timestamp>) -> BackfillResult {
         let mut result = BackfillResult::default();
         let plan = self.plan;
@@ -96,13 +107,15 @@ impl BackfillPublisher<'_> {
         self.output.advance(result.published_before);
         let started = Instant::now();
         let numbers = known.into_iter().enumerate().filter(|(_, known)| !known).map(|(number, _)| number);
+        let failed = CancellationToken::new();
         let jobs = stream::iter((0..).zip(numbers)).then(|(nth, number)| async move {
             if let Some(rate) = self.rate {
                 tokio::time::sleep_until(started + rate.due(nth)).await;
             }
             plan.job(number)
         });
-        let publishing = jobs.filter_map(|job| std::future::ready(job.ok())).map(|job| {
+        let jobs = jobs.filter_map(|job| std::future::ready(job.ok())).take_until(failed.cancelled());
+        let publishing = jobs.map(|job| {
             let PreparedJob { id, destination, publication } = job.prepared;
             let published = (self.publish)(self.with_headers(publication));
             async move { (published.await, id, destination) }
@@ -117,20 +130,29 @@ impl BackfillPublisher<'_> {
                 Ok(()) => journal.record_published(&id).map_err(StopCause::Journal),
                 Err(problem) => Err(StopCause::Queue(problem)),
             };
-            if let Err(cause) = recorded {
-                let error = cause.to_string();
-                self.output.notice(&format!("{id}: {error}"));
-                let event = json!({ "id": id, "destination": destination, "published": false, "error": error });
-                self.output.event(&event);
-                result.stopped = Some(cause);
-                break;
+            self.report(&id, &destination, recorded.as_ref().err());
+            match recorded {
+                Ok(()) => result.published += 1,
+                Err(cause) => {
+                    failed.cancel();
+                    result.stop(cause);
+                }
             }
-            result.published += 1;
-            self.output.advance(1);
-            self.output.event(&json!({ "id": id, "destination": destination, "published": true }));
         }
         self.finish(&mut result, journal, cancelled_at.get().copied());
         result
+    }
+
+    fn report(&self, id: &str, destination: &str, failure: Option<&StopCause>) {
+        let mut event = json!({ "id": id, "destination": destination, "published": failure.is_none() });
+        match failure {
+            None => self.output.advance(1),
+            Some(cause) => {
+                self.output.notice(&format!("{id}: {cause}"));
+                event["error"] = cause.to_string().into();
+            }
+        }
+        self.output.event(&event);
     }
 
     fn finish(&self, result: &mut BackfillResult, journal: &mut Journal, cancelled_at: Option<Timestamp>) {
@@ -212,6 +234,18 @@ mod tests {
         rate: Option<&str>,
         cancelled: impl Future<Output = Timestamp>,
     ) -> BackfillResult {
+        let publish = |job: Publication| -> BoxFuture<'_, Result<(), QueueError>> {
+            Box::pin(async move { broker.publish(job) })
+        };
+        run_with(publish, folder, rate, cancelled).await
+    }
+
+    async fn run_with<'a>(
+        publish: impl Fn(Publication) -> BoxFuture<'a, Result<(), QueueError>> + Sync,
+        folder: &tempfile::TempDir,
+        rate: Option<&str>,
+        cancelled: impl Future<Output = Timestamp>,
+    ) -> BackfillResult {
         let plan = plan(JOB, "2026-01-01", "2026-01-10").unwrap();
         let started_at = Timestamp::UNIX_EPOCH;
         let header = JournalHeader {
@@ -224,9 +258,7 @@ mod tests {
             cancellations: None,
         };
         let mut journal = Journal::open(&folder.path().join("b.ndjson"), &header, false).unwrap();
-        let publish = |job: Publication| -> BoxFuture<'_, Result<(), QueueError>> {
-            Box::pin(async move { broker.publish(job) })
-        };
+        let publish = |job: Publication| -> BoxFuture<'_, Result<(), QueueError>> { publish(job) };
         let publisher = BackfillPublisher {
             plan: &plan,
             publish: &publish,
@@ -283,5 +315,28 @@ mod tests {
         let result = run(&rest, &folder, None).await;
         assert_eq!((result.published, result.published_before, result.stopped.is_none()), (6, 4, true));
         assert_eq!(rest.ids(), ["06", "05", "04", "03", "02", "01"].map(|day| format!("a/2026-01-{day}")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_awaits_the_jobs_in_flight_and_a_denial_is_the_cause() {
+        let folder = tempfile::tempdir().unwrap();
+        let publish = |job: Publication| -> BoxFuture<'_, Result<(), QueueError>> {
+            let id = job.properties.message_id.unwrap();
+            Box::pin(async move {
+                let (millis, end) = match id.as_str() {
+                    "a/2026-01-10" => (1250, Err(QueueError::Unavailable("the connection is closed".to_owned()))),
+                    "a/2026-01-09" => (3000, Err(QueueError::Denied("no write".to_owned()))),
+                    "a/2026-01-08" => (4000, Ok(())),
+                    _ => panic!("{id} was published after the failure"),
+                };
+                tokio::time::sleep(Duration::from_millis(millis)).await;
+                end
+            })
+        };
+        let result = run_with(publish, &folder, Some("2/s"), std::future::pending()).await;
+        assert_eq!(result.published, 1, "the job in flight is published, and counted");
+        assert!(matches!(&result.stopped, Some(StopCause::Queue(QueueError::Denied(_)))), "{result:?}");
+        let journal = std::fs::read_to_string(folder.path().join("b.ndjson")).unwrap();
+        assert!(journal.contains("a/2026-01-08") && !journal.contains("a/2026-01-09"), "{journal}");
     }
 }

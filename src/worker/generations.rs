@@ -18,7 +18,8 @@
 //! 4. A first attempt of an object of which nothing is pending writes without a report. Should a
 //!    generation become pending meanwhile, the write is reported at once.
 //!
-//! A worker that drains reports its deliveries of the last `broker.lease_after`, which are
+//! A worker reports the delivery that supersedes a job before it settles that job, if only this
+//! worker knows of it. One that drains reports its deliveries of the last `broker.lease_after`, which are
 //! otherwise known to it alone. One that is killed takes that knowledge with it.
 //!
 //! A job below a known delivery is superseded: when it is admitted, while it runs, and before it
@@ -132,6 +133,16 @@ impl Generations {
     pub(super) async fn announce_again(&self, this: ObjectGeneration) {
         let reported = self.reporter.report(this.object, GenerationChange::Pending { generation: this.generation });
         let _ = timeout(CONFIRM_TIMEOUT, reported).await;
+    }
+
+    /// Reports the delivery that superseded a job, unless others know it: a worker that is lost
+    /// before the job is settled takes that knowledge with it, and the job is redelivered. Returns
+    /// when the report is confirmed, or after [`CONFIRM_TIMEOUT`].
+    pub(super) async fn report_superseding(&self, this: ObjectGeneration) {
+        let unreported = self.table.lock().unreported_delivery(this.object, this.generation);
+        if let Some(change) = unreported {
+            let _ = timeout(CONFIRM_TIMEOUT, self.reporter.report(this.object, change)).await;
+        }
     }
 
     /// Reports a job that was delivered before and whose message is settled now, if it is still

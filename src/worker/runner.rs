@@ -170,6 +170,9 @@ impl Runner {
         if let Some(written) = job.written().filter(|_| plan.may_write_later()) {
             self.generations.announce(written).await;
         }
+        if let Some(written) = job.written().filter(|_| plan.superseded_by.is_some()) {
+            self.generations.report_superseding(written).await;
+        }
         owner.settling();
         let end = job_end(&plan, state);
         let settled = self.settler.perform(delivery, plan, state, &job.destination).await;

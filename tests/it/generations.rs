@@ -103,6 +103,21 @@ async fn a_worker_that_starts_later_knows_what_was_delivered() {
 }
 
 #[tokio::test]
+async fn a_superseded_refresh_stays_superseded_after_its_worker_was_lost() {
+    let AcmeFixture { site, s3, worker } = AcmeFixture::start("genlost").await;
+    for (name, generation, end) in [("02:00", 2, DELIVERED), ("01:00", 1, SKIPPED)] {
+        site.broker.schedule(&refresh(&site, name, generation)).await;
+        assert_eq!(site.broker.ended(name).await["type"], end);
+    }
+    worker.kill();
+    let _worker = site.worker().await;
+    site.broker.schedule(&refresh(&site, "01:00/again", 1)).await;
+    assert_eq!(site.broker.ended("01:00/again").await["type"], SKIPPED, "its worker delivered nothing itself");
+    assert_eq!((content(&s3).as_str(), s3.calls("PutObject").len()), ("02:00", 1));
+    site.broker.clean().await;
+}
+
+#[tokio::test]
 async fn a_reload_forgets_no_generation() {
     let (mut site, s3) = site("genreload").await;
     let workers = two_workers(&site).await;

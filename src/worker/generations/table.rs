@@ -182,7 +182,7 @@ impl GenerationTable {
     }
 
     /// Returns this worker's delivery above `generation`, if no report has named one as high.
-    fn unreported_delivery(&self, object: ObjectDigest, generation: u64) -> Option<GenerationChange> {
+    pub(super) fn unreported_delivery(&self, object: ObjectDigest, generation: u64) -> Option<GenerationChange> {
         let own = self.own.get(object).filter(|own| own.generation > generation)?;
         let reported = self.reported.get(&object);
         if reported.is_some_and(|reported| reported.generation >= own.generation) {
