@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt as _};
@@ -20,6 +21,9 @@ use crate::queue::{Admin, Publication, QueueError};
 use crate::runtime::output::Output;
 use crate::runtime::rate::PublishRate;
 
+/// Wait for the jobs in flight after a failure. A broker that is blocked confirms none.
+const IN_FLIGHT_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Result of a run.
 #[derive(Debug, Default)]
 pub struct BackfillResult {
@@ -32,12 +36,17 @@ pub struct BackfillResult {
 }
 
 impl BackfillResult {
-    /// Keeps the first cause. A denied access replaces it: the denial may also have cost the other
-    /// jobs their connection.
-    fn stop(&mut self, cause: StopCause) {
-        if self.stopped.is_none() || matches!(cause, StopCause::Queue(QueueError::Denied(_))) {
-            self.stopped = Some(cause);
+    /// Keeps the cause, and returns true if this error is it.
+    fn stop(&mut self, error: &QueueError) -> bool {
+        let is_cause = match &self.stopped {
+            None => true,
+            Some(StopCause::Queue(known)) => error.is_cause_of(known),
+            Some(_) => false,
+        };
+        if is_cause {
+            self.stopped = Some(StopCause::Queue(error.clone()));
         }
+        is_cause
     }
 }
 
@@ -98,7 +107,8 @@ pub async fn retain_outcomes(admin: &dyn Admin, address: &str, output: &dyn Outp
 
 impl BackfillPublisher<'_> {
     /// Publishes until the end, the first failure, or the cancellation, which goes into the
-    /// journal. After a failure, the jobs in flight are awaited, and the same command continues.
+    /// journal. After a refused or lost job, those in flight are awaited for ten seconds at most.
+    /// Run again, the same command continues.
     pub async fn run(&self, journal: &mut Journal, cancelled: impl Future<Output = Timestamp>) -> BackfillResult {
         let mut result = BackfillResult::default();
         let plan = self.plan;
@@ -122,20 +132,29 @@ impl BackfillPublisher<'_> {
         });
         let cancelled_at = OnceLock::new();
         let stop = async {
-            let _ = cancelled_at.set(cancelled.await);
+            tokio::select! {
+                at = cancelled => drop(cancelled_at.set(at)),
+                () = async { failed.cancelled().await; tokio::time::sleep(IN_FLIGHT_TIMEOUT).await } => {}
+            }
         };
         let mut publishing = std::pin::pin!(publishing.buffer_unordered(CONFIRM_WINDOW).take_until(stop));
         while let Some((confirm, id, destination)) = publishing.next().await {
-            let recorded = match confirm {
-                Ok(()) => journal.record_published(&id).map_err(StopCause::Journal),
-                Err(problem) => Err(StopCause::Queue(problem)),
-            };
-            self.report(&id, &destination, recorded.as_ref().err());
-            match recorded {
-                Ok(()) => result.published += 1,
-                Err(cause) => {
+            match confirm {
+                Ok(()) => {
+                    if let Err(problem) = journal.record_published(&id) {
+                        self.failed(&id, &destination, &problem, true);
+                        result.stopped.get_or_insert(StopCause::Journal(problem));
+                        // A line after one that was written in part would make the journal invalid.
+                        break;
+                    }
+                    result.published += 1;
+                    self.output.advance(1);
+                    self.output.event(&json!({ "id": id, "destination": destination, "published": true }));
+                }
+                Err(problem) => {
                     failed.cancel();
-                    result.stop(cause);
+                    let is_cause = result.stop(&problem);
+                    self.failed(&id, &destination, &problem.to_string(), is_cause);
                 }
             }
         }
@@ -143,21 +162,17 @@ impl BackfillPublisher<'_> {
         result
     }
 
-    fn report(&self, id: &str, destination: &str, failure: Option<&StopCause>) {
-        let mut event = json!({ "id": id, "destination": destination, "published": failure.is_none() });
-        match failure {
-            None => self.output.advance(1),
-            Some(cause) => {
-                self.output.notice(&format!("{id}: {cause}"));
-                event["error"] = cause.to_string().into();
-            }
+    fn failed(&self, id: &str, destination: &str, error: &str, is_cause: bool) {
+        if is_cause {
+            self.output.notice(&format!("{id}: {error}"));
         }
+        let event = json!({ "id": id, "destination": destination, "published": false, "error": error });
         self.output.event(&event);
     }
 
     fn finish(&self, result: &mut BackfillResult, journal: &mut Journal, cancelled_at: Option<Timestamp>) {
         if let Some(at) = cancelled_at {
-            result.stopped.get_or_insert(StopCause::Cancelled(at));
+            result.stopped = Some(StopCause::Cancelled(at));
             if let Err(problem) = journal.record_cancelled(at) {
                 self.output.notice(&format!("the cancellation could not be recorded: {problem}"));
             }
@@ -188,7 +203,6 @@ impl BackfillPublisher<'_> {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
-    use std::time::Duration;
 
     use super::super::journal::JournalHeader;
     use super::super::plan::tests::plan;
@@ -317,26 +331,62 @@ mod tests {
         assert_eq!(rest.ids(), ["06", "05", "04", "03", "02", "01"].map(|day| format!("a/2026-01-{day}")));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_failure_awaits_the_jobs_in_flight_and_a_denial_is_the_cause() {
-        let folder = tempfile::tempdir().unwrap();
+    /// Runs at two jobs a second. The first three end after so many milliseconds; a fourth must not
+    /// be published.
+    async fn run_with_ends(
+        ends: [(u64, Result<(), QueueError>); 3],
+        cancelled: impl Future<Output = Timestamp>,
+    ) -> (BackfillResult, String) {
+        let (folder, ends) = (tempfile::tempdir().unwrap(), Mutex::new(ends.into_iter()));
         let publish = |job: Publication| -> BoxFuture<'_, Result<(), QueueError>> {
-            let id = job.properties.message_id.unwrap();
+            let Some((millis, end)) = ends.lock().unwrap().next() else {
+                panic!("{:?} was published after the failure", job.properties.message_id)
+            };
             Box::pin(async move {
-                let (millis, end) = match id.as_str() {
-                    "a/2026-01-10" => (1250, Err(QueueError::Unavailable("the connection is closed".to_owned()))),
-                    "a/2026-01-09" => (3000, Err(QueueError::Denied("no write".to_owned()))),
-                    "a/2026-01-08" => (4000, Ok(())),
-                    _ => panic!("{id} was published after the failure"),
-                };
                 tokio::time::sleep(Duration::from_millis(millis)).await;
                 end
             })
         };
-        let result = run_with(publish, &folder, Some("2/s"), std::future::pending()).await;
-        assert_eq!(result.published, 1, "the job in flight is published, and counted");
-        assert!(matches!(&result.stopped, Some(StopCause::Queue(QueueError::Denied(_)))), "{result:?}");
-        let journal = std::fs::read_to_string(folder.path().join("b.ndjson")).unwrap();
-        assert!(journal.contains("a/2026-01-08") && !journal.contains("a/2026-01-09"), "{journal}");
+        let result = run_with(publish, &folder, Some("2/s"), cancelled).await;
+        (result, std::fs::read_to_string(folder.path().join("b.ndjson")).unwrap())
+    }
+
+    fn lost() -> Result<(), QueueError> {
+        Err(QueueError::Unavailable("the connection is closed".to_owned()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_awaits_the_jobs_in_flight_and_a_refusal_is_the_cause() {
+        for refusal in [QueueError::Denied("no write".to_owned()), QueueError::Topology("no exchange".to_owned())] {
+            let ends = [(1250, lost()), (3000, Err(refusal.clone())), (4000, Ok(()))];
+            let (result, journal) = run_with_ends(ends, std::future::pending()).await;
+            assert_eq!(result.published, 1, "the job in flight is published, and counted");
+            assert_eq!(result.stopped.unwrap().to_string(), refusal.to_string());
+            assert!(journal.contains("a/2026-01-08") && !journal.contains("a/2026-01-09"), "{journal}");
+        }
+        let refused = QueueError::Refused("full".to_owned());
+        let (result, _) =
+            run_with_ends([(1250, Err(refused.clone())), (3000, lost()), (4000, lost())], std::future::pending()).await;
+        assert_eq!(result.stopped.unwrap().to_string(), refused.to_string(), "a lost connection explains nothing");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn jobs_in_flight_are_awaited_for_a_limited_time() {
+        let started = Instant::now();
+        let ends = [(1250, lost()), (3_600_000, Ok(())), (4000, Ok(()))];
+        let (result, journal) = run_with_ends(ends, std::future::pending()).await;
+        assert_eq!(started.elapsed(), Duration::from_millis(1250) + IN_FLIGHT_TIMEOUT);
+        assert!(result.published == 1 && journal.contains("a/2026-01-08"), "{journal}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cancellation_ends_the_wait_for_the_jobs_in_flight() {
+        let cancelled = async {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            Timestamp::UNIX_EPOCH
+        };
+        let (result, journal) = run_with_ends([(1250, lost()), (3000, Ok(())), (4000, Ok(()))], cancelled).await;
+        assert!(matches!(result.stopped, Some(StopCause::Cancelled(_))), "the same command can't continue: {result:?}");
+        assert!(journal.contains("cancelled_at"), "{journal}");
     }
 }

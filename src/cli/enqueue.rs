@@ -21,7 +21,7 @@ use crate::domain::destination::DestinationId;
 use crate::domain::lane::Lane;
 use crate::producer::CONFIRM_WINDOW;
 use crate::producer::job::{PreparedJob, PublishFormat};
-use crate::queue::JobPublisher;
+use crate::queue::{JobPublisher, QueueError};
 use crate::runtime::output::{Output as _, printable};
 use input::{InputError, JobInput};
 
@@ -140,9 +140,8 @@ fn unknown_destination(config: &Config, to: &str) -> Option<String> {
 struct EnqueueResult {
     published: u64,
     failed: u64,
-    /// Exit of the broker's last refusal. A denied access is kept, as it may also have cost the
-    /// other jobs their connection.
-    refused: Option<Exit>,
+    /// Cause of the failures of the broker.
+    refused: Option<QueueError>,
     /// Id of the last published job.
     last_id: String,
 }
@@ -159,7 +158,7 @@ impl EnqueueResult {
         progress.finish(&self.only_id().map_or_else(counts, |id| format!("published {id}")));
         match (self.published, self.failed) {
             (_, 0) => Exit::Done,
-            (0, _) => self.refused.unwrap_or(Exit::Failed),
+            (0, _) => self.refused.as_ref().map_or(Exit::Failed, Exit::of),
             _ => Exit::Partly,
         }
     }
@@ -193,10 +192,10 @@ async fn publish(
             }
             Ok((id, destination, Err(problem))) => {
                 result.failed += 1;
-                if result.refused != Some(Exit::Denied) {
-                    result.refused = Some(Exit::of(&problem));
-                }
                 let error = problem.to_string();
+                if result.refused.as_ref().is_none_or(|known| problem.is_cause_of(known)) {
+                    result.refused = Some(problem);
+                }
                 progress.notice(&format!("{id}: {error}"));
                 progress.event(&json!({ "id": id, "destination": destination, "published": false, "error": error }));
                 if let Some(waiter) = waiter {

@@ -233,6 +233,13 @@ pub enum QueueError {
 }
 
 impl QueueError {
+    /// Returns true if this error rather than `known` is the cause of a series of failed publishes:
+    /// a refusal may have closed the connection of the others.
+    pub fn is_cause_of(&self, known: &Self) -> bool {
+        let is_loss = |error: &Self| matches!(error, Self::Unavailable(_) | Self::Lost);
+        is_loss(known) && !is_loss(self)
+    }
+
     /// Error of an operation after the close.
     pub(in crate::queue) fn closed() -> Self {
         Self::Unavailable("the queue is closed".to_owned())

@@ -18,9 +18,9 @@
 //! 4. A first attempt of an object of which nothing is pending writes without a report. Should a
 //!    generation become pending meanwhile, the write is reported at once.
 //!
-//! A worker reports the delivery that supersedes a job before it settles that job, if only this
-//! worker knows of it. One that drains reports its deliveries of the last `broker.lease_after`, which are
-//! otherwise known to it alone. One that is killed takes that knowledge with it.
+//! Before a worker ends a job as superseded by a delivery that only it knows of, it reports that
+//! delivery. A worker that drains reports its deliveries of the last `broker.lease_after`. One that
+//! is killed takes with it what was not reported.
 //!
 //! A job below a known delivery is superseded: when it is admitted, while it runs, and before it
 //! writes. No time is compared between two workers, so their clocks may differ.

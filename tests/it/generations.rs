@@ -111,8 +111,8 @@ async fn a_superseded_refresh_stays_superseded_after_its_worker_was_lost() {
     }
     worker.kill();
     let _worker = site.worker().await;
-    site.broker.schedule(&refresh(&site, "01:00/again", 1)).await;
-    assert_eq!(site.broker.ended("01:00/again").await["type"], SKIPPED, "its worker delivered nothing itself");
+    site.broker.schedule(&refresh(&site, "01:00-again", 1)).await;
+    assert_eq!(site.broker.ended("01:00-again").await["type"], SKIPPED, "its worker delivered nothing itself");
     assert_eq!((content(&s3).as_str(), s3.calls("PutObject").len()), ("02:00", 1));
     site.broker.clean().await;
 }
