@@ -15,6 +15,8 @@ const REQUEUE: BasicNackOptions = BasicNackOptions { multiple: false, requeue: t
 const REJECT: BasicNackOptions = BasicNackOptions { multiple: false, requeue: false };
 /// Limit for one acknowledgement.
 const ACK_TIMEOUT: Duration = Duration::from_secs(30);
+/// Limit for the close of a channel.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Opens a channel whose consumers hold at most `prefetch` unacknowledged messages each.
 pub(super) async fn with_prefetch(connection: &Connection, prefetch: u16) -> Result<Channel, QueueError> {
@@ -32,6 +34,17 @@ pub(super) async fn set_prefetch(channel: Channel, prefetch: u16) -> Result<Chan
 pub(super) async fn with_confirms(channel: Channel) -> Result<Channel, QueueError> {
     call("enabling publisher confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
     Ok(channel)
+}
+
+/// Closes a channel. A channel that can't be closed in time is closed with its connection.
+pub(super) async fn close(channel: &Channel) {
+    if !matches!(tokio::time::timeout(CLOSE_TIMEOUT, channel.close(200, "OK".into())).await, Ok(Ok(()))) {
+        tracing::debug!(
+            event = "channel_not_closed",
+            next = "it is closed with its connection, which requeues its messages",
+            "a channel was not closed"
+        );
+    }
 }
 
 /// Acknowledges a delivery. `Lost` when its channel is closed.
@@ -68,6 +81,7 @@ pub(super) async fn acknowledge_or_lose(acker: &Acker) {
     }
 }
 
+/// Waits for a limited time: if the connection ends meanwhile, lapin may never resolve the call.
 async fn answered(sending: impl Future<Output = lapin::Result<bool>>) -> Result<(), QueueError> {
     match tokio::time::timeout(ACK_TIMEOUT, sending).await {
         Ok(Ok(true)) => Ok(()),

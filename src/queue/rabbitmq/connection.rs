@@ -28,6 +28,8 @@ const FRAME_MAX: u32 = 128 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Limit for opening a channel, declaring, binding, cancelling.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// Interval of the check for a connection that has ended.
+const WATCHDOG_INTERVAL: Duration = Duration::from_secs(1);
 /// Limit for the close handshake of a connection.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -180,6 +182,34 @@ impl ScopedConnection {
     }
 }
 
+/// Runs a future that uses the connection, and ends it when the connection ends: a call that lapin
+/// never resolves must not outlive its connection.
+///
+/// # Errors
+/// `Unavailable` when the connection has ended.
+pub(super) async fn while_connected<T>(
+    connection: &Connection,
+    future: impl Future<Output = T>,
+) -> Result<T, QueueError> {
+    let status = connection.status();
+    while_alive(|| status.connected(), future).await
+}
+
+async fn while_alive<T>(alive: impl Fn() -> bool, future: impl Future<Output = T>) -> Result<T, QueueError> {
+    let ended = async {
+        while alive() {
+            tokio::time::sleep(WATCHDOG_INTERVAL).await;
+        }
+        // The future's own error names the cause, and may be on its way.
+        tokio::time::sleep(WATCHDOG_INTERVAL).await;
+    };
+    tokio::select! {
+        biased;
+        value = future => Ok(value),
+        () = ended => Err(QueueError::Unavailable("the connection has ended".to_owned())),
+    }
+}
+
 /// Opens a channel within a bounded time.
 pub(super) async fn open_channel(connection: &Connection) -> Result<Channel, QueueError> {
     call("opening a channel", connection.create_channel()).await
@@ -232,6 +262,17 @@ mod tests {
 
     fn parse(url: &str) -> Result<Endpoint, QueueError> {
         Endpoint::parse(&config(url), "w")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_never_ends_ends_with_its_connection() {
+        let ends_at = tokio::time::Instant::now() + Duration::from_secs(3600);
+        let alive = || tokio::time::Instant::now() < ends_at;
+        let ended = while_alive(alive, std::future::pending::<()>()).await;
+        assert!(matches!(ended, Err(QueueError::Unavailable(_))), "{ended:?}");
+        assert_eq!(ends_at.elapsed(), WATCHDOG_INTERVAL);
+        let cause = tokio::time::sleep(WATCHDOG_INTERVAL / 2);
+        assert!(while_alive(alive, cause).await.is_ok(), "an error that arrives soon is not replaced");
     }
 
     #[test]

@@ -38,7 +38,9 @@ pub(super) async fn follow(
         Ok(stream) => tokio::select! {
             biased;
             () = stop.cancelled() => Ok(()),
-            ended = pass_on(stream, each) => ended.map(|never| match never {}),
+            ended = connection::while_connected(&connection, pass_on(stream, each)) => {
+                ended.and_then(|ended| ended.map(|never| match never {}))
+            }
         },
         Err(problem) => Err(problem.clone()),
     };

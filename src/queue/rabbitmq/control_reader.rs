@@ -138,7 +138,8 @@ impl ControlReader {
 
     async fn read(&mut self, connection: &Connection) -> Option<()> {
         let problem = loop {
-            match self.resume(connection).await {
+            let end = connection::while_connected(connection, self.resume(connection)).await;
+            match end.unwrap_or_else(|ended| Err(ended.into())) {
                 Err(ReadEnd::NoReceiver) => return None,
                 // Another stream of that name: all its messages are new.
                 Err(ReadEnd::StreamReplaced) => self.last = None,

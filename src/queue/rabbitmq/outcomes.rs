@@ -60,7 +60,7 @@ impl RabbitMqOutcomes {
 #[async_trait]
 impl Outcomes for RabbitMqOutcomes {
     async fn next(&mut self) -> Result<OutcomeMessage, QueueError> {
-        match self.consumer.next().await {
+        match connection::while_connected(&self.connection, self.consumer.next()).await? {
             Some(Ok(delivery)) => {
                 Ok(OutcomeMessage { routing_key: delivery.routing_key.to_string(), body: delivery.data })
             }

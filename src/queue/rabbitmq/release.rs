@@ -29,7 +29,7 @@ use lapin::{Acker, Channel, Consumer};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::channel::{acknowledge, consumers, depth, lock, set_prefetch};
+use super::channel::{self, acknowledge, consumers, depth, lock, set_prefetch};
 use super::connection::{ScopedConnection, call};
 use super::context::QueueContext;
 use super::fields::{self, short};
@@ -196,13 +196,7 @@ impl Scan<'_> {
     async fn scan(&mut self, mut scan: WaitQueueScan) -> Result<(), QueueError> {
         let channel = set_prefetch(self.connection.open_channel().await?, PREFETCH).await?;
         let scanned = self.consume_all(&channel, &mut scan).await;
-        if let Err(error) = channel.close(200, "OK".into()).await {
-            tracing::debug!(
-                event = "channel_not_closed",
-                %error,
-                "a channel was not closed; its messages are requeued with its connection"
-            );
-        }
+        channel::close(&channel).await;
         self.requeued(&scan.queue).await;
         scanned
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use lapin::Connection;
 
-use super::channel::consumers;
+use super::channel::{self, consumers};
 use super::connection::open_channel;
 use super::names::Names;
 use crate::domain::control::{Control, ControlCommand};
@@ -65,7 +65,7 @@ impl Roster {
             };
             self.checked(&worker, consumers);
         }
-        let _ = channel.close(0, "".into()).await;
+        channel::close(&channel).await;
         Ok(())
     }
 
