@@ -15,8 +15,6 @@ const REQUEUE: BasicNackOptions = BasicNackOptions { multiple: false, requeue: t
 const REJECT: BasicNackOptions = BasicNackOptions { multiple: false, requeue: false };
 /// Limit for one acknowledgement.
 const ACK_TIMEOUT: Duration = Duration::from_secs(30);
-/// Limit for the close of a channel.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Opens a channel whose consumers hold at most `prefetch` unacknowledged messages each.
 pub(super) async fn with_prefetch(connection: &Connection, prefetch: u16) -> Result<Channel, QueueError> {
@@ -36,13 +34,13 @@ pub(super) async fn with_confirms(channel: Channel) -> Result<Channel, QueueErro
     Ok(channel)
 }
 
-/// Closes a channel. A channel that can't be closed in time is closed with its connection.
+/// Closes a channel. One that can't be closed in time is closed with its connection.
 pub(super) async fn close(channel: &Channel) {
-    if !matches!(tokio::time::timeout(CLOSE_TIMEOUT, channel.close(200, "OK".into())).await, Ok(Ok(()))) {
+    if let Err(error) = call("closing a channel", channel.close(200, "OK".into())).await {
         tracing::debug!(
             event = "channel_not_closed",
-            next = "it is closed with its connection, which requeues its messages",
-            "a channel was not closed"
+            %error,
+            "a channel was not closed; its messages are requeued with its connection"
         );
     }
 }

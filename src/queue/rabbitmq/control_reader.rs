@@ -176,6 +176,8 @@ impl ControlReader {
             }
             entry.acknowledge().await?;
         }
+        // From here on, a lost connection is reported as an interruption, not as a stream that can't be read.
+        self.forwarding = true;
         self.marker = self.announce().await;
         self.forward(&mut stream, connection).await
     }
@@ -198,7 +200,6 @@ impl ControlReader {
     }
 
     async fn forward(&mut self, stream: &mut StreamReader, connection: &Connection) -> Result<Infallible, ReadEnd> {
-        self.forwarding = true;
         let latest = Instant::now() + UNMARKED_TIMEOUT;
         while !self.caught_up {
             // A worker that took a long backlog for read would replace objects without knowing what is pending.
@@ -242,10 +243,11 @@ impl ControlReader {
             return Ok(());
         }
         let share = self.roster.share(&self.context.leases.owner.address());
-        if self.share.replace(share) == Some(share) {
-            return Ok(());
+        if self.share != Some(share) {
+            self.send(ControlEvent::Fleet(share)).await?;
+            self.share = Some(share);
         }
-        self.send(ControlEvent::Fleet(share)).await
+        Ok(())
     }
 
     /// Reports that reading was interrupted, or, where it has never begun, that the worker must do

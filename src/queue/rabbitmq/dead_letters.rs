@@ -163,7 +163,7 @@ impl RabbitMqDeadLetters {
         self.keep();
         let held = self.fetched - self.removed_here;
         let all = BasicNackOptions { multiple: true, requeue: true };
-        if held == 0 || self.channel.basic_nack(0, all).await.is_err() {
+        if held == 0 || call("requeueing dead letters", self.channel.basic_nack(0, all)).await.is_err() {
             return;
         }
         let end = Instant::now() + REQUEUE_TIMEOUT;

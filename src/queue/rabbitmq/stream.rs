@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use lapin::options::BasicConsumeOptions;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Acker, Connection, Consumer};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -61,8 +61,7 @@ pub(super) struct StreamEntry {
 impl StreamEntry {
     /// Acknowledges the message, which requests more. It stays in the stream.
     pub(super) async fn acknowledge(&self) -> Result<(), QueueError> {
-        let closed = |_| QueueError::Unavailable("the channel of the stream is closed".to_owned());
-        channel::acknowledge(&self.acker).await.map_err(closed)
+        call("acknowledging", self.acker.ack(BasicAckOptions::default())).await.map(drop)
     }
 }
 
