@@ -142,7 +142,7 @@ impl BackfillPublisher<'_> {
             match confirm {
                 Ok(()) => {
                     if let Err(problem) = journal.record_published(&id) {
-                        self.failed(&id, &destination, &problem, true);
+                        self.report_failure(&id, &destination, &problem, true);
                         result.stopped.get_or_insert(StopCause::Journal(problem));
                         // A line after one that was written in part would make the journal invalid.
                         break;
@@ -154,7 +154,7 @@ impl BackfillPublisher<'_> {
                 Err(problem) => {
                     failed.cancel();
                     let is_cause = result.stop(&problem);
-                    self.failed(&id, &destination, &problem.to_string(), is_cause);
+                    self.report_failure(&id, &destination, &problem.to_string(), is_cause);
                 }
             }
         }
@@ -162,7 +162,7 @@ impl BackfillPublisher<'_> {
         result
     }
 
-    fn failed(&self, id: &str, destination: &str, error: &str, is_cause: bool) {
+    fn report_failure(&self, id: &str, destination: &str, error: &str, is_cause: bool) {
         if is_cause {
             self.output.notice(&format!("{id}: {error}"));
         }
@@ -272,6 +272,7 @@ mod tests {
             cancellations: None,
         };
         let mut journal = Journal::open(&folder.path().join("b.ndjson"), &header, false).unwrap();
+        // Its futures may live shorter than 'a: as long as the plan.
         let publish = |job: Publication| -> BoxFuture<'_, Result<(), QueueError>> { publish(job) };
         let publisher = BackfillPublisher {
             plan: &plan,

@@ -75,7 +75,7 @@ struct ControlReader {
     /// Message that this reader has published: the end of the backlog.
     marker: Option<Bytes>,
     caught_up: bool,
-    /// True while messages are read as they come.
+    /// True from the time at which the stream could be read, until the connection is lost.
     forwarding: bool,
     /// True once the stream was read, and the connection was lost.
     interrupted: bool,

@@ -98,10 +98,10 @@ pub(super) async fn read_all(
     each: &mut BodyReader<'_>,
 ) -> Result<bool, QueueError> {
     let connection = Endpoint::parse(config, client)?.connect("reader").await?;
-    // Its channel must outlive the connection, as those of a `ScopedConnection`.
-    let mut newest = StreamReader::open(&connection, name, StreamStart::NewestChunk).await;
-    let result = match &mut newest {
-        Ok(newest) => read_to_end(&connection, name, newest, each).await.map(|()| true),
+    // Their channels must outlive the connection, as those of a `ScopedConnection`.
+    let mut readers = open_both(&connection, name).await;
+    let result = match &mut readers {
+        Ok([newest, stream]) => read_to_end(newest, stream, each).await.map(|()| true),
         Err(QueueError::Topology(_)) => Ok(false),
         Err(problem) => Err(problem.clone()),
     };
@@ -109,18 +109,22 @@ pub(super) async fn read_all(
     result
 }
 
+/// Opens a reader of the newest chunk, and one of all messages.
+async fn open_both(connection: &Connection, name: &str) -> Result<[StreamReader; 2], QueueError> {
+    let newest = StreamReader::open(connection, name, StreamStart::NewestChunk).await?;
+    Ok([newest, StreamReader::open(connection, name, StreamStart::Oldest).await?])
+}
+
 /// Reads all messages. The broker does not mark the end of a stream, and a stream under constant
 /// writes is never silent. So the end is the newest chunk at the start, plus the messages that
 /// arrive within a moment after its first message.
 async fn read_to_end(
-    connection: &Connection,
-    name: &str,
     newest: &mut StreamReader,
+    stream: &mut StreamReader,
     each: &mut BodyReader<'_>,
 ) -> Result<(), QueueError> {
     let Ok(last) = timeout(SILENCE, newest.next()).await else { return Ok(()) };
     let last = last?.offset;
-    let mut stream = StreamReader::open(connection, name, StreamStart::Oldest).await?;
     let mut until = None;
     loop {
         let soon = Instant::now() + SILENCE;
