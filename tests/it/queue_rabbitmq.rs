@@ -2,6 +2,7 @@
 
 mod control;
 mod dead_letters;
+mod kills;
 mod leases;
 mod release;
 mod renewals;
@@ -108,7 +109,11 @@ impl Drop for Rabbit {
                 let _ = self.channel.queue_delete(name.into(), QueueDeleteOptions::default()).await;
             }
         };
-        tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(delete));
+        // On a thread of its own: here, it would take the wake-ups of the test's other branches, which share its task.
+        let handle = tokio::runtime::Handle::current();
+        tokio::task::block_in_place(|| {
+            std::thread::scope(|scope| scope.spawn(|| handle.block_on(delete)).join().unwrap());
+        });
     }
 }
 

@@ -210,16 +210,17 @@ impl ControlReader {
                 Err(_) => self.report_caught_up().await?,
             }
         }
-        let mut next_check = Instant::now();
         loop {
-            tokio::select! {
-                entry = stream.next() => self.observe(entry?).await?,
-                () = tokio::time::sleep_until(next_check) => {
-                    self.roster.check(connection, &self.context.names).await?;
-                    next_check = Instant::now() + self.roster.check_interval();
-                }
-            }
+            // At once: only then is it known which workers of the backlog live.
+            self.roster.check(connection, &self.context.names).await?;
             self.report_share().await?;
+            let next_check = Instant::now() + self.roster.check_interval();
+            // A stream that is never silent does not delay the check.
+            while Instant::now() < next_check {
+                let Ok(entry) = timeout_at(next_check, stream.next()).await else { break };
+                self.observe(entry?).await?;
+                self.report_share().await?;
+            }
         }
     }
 
@@ -227,7 +228,7 @@ impl ControlReader {
     async fn observe(&mut self, entry: StreamEntry) -> Result<(), ReadEnd> {
         entry.acknowledge().await?;
         let (offset, body) = (entry.offset, Bytes::from(entry.body));
-        if !self.roster.observe(&body) {
+        if !self.roster.observe(&body, !self.caught_up) {
             self.send(ControlEvent::Message(body.clone())).await?;
         }
         if self.marker.as_ref() == Some(&body) {

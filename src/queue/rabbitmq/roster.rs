@@ -4,6 +4,9 @@
 //! it stops. In between, the broker knows whether it lives: its lease queue has a consumer. So the
 //! roster costs a message per start and stop, and one passive declaration per worker and
 //! [`check_interval`].
+//!
+//! The stream keeps old announcements: those of workers that were killed days ago, too. So a worker
+//! from the backlog counts once a check has found its consumer.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -36,18 +39,25 @@ pub(super) struct Roster {
 }
 
 impl Roster {
-    /// Observes a control message. Returns true when it concerns the roster alone.
-    pub(super) fn observe(&mut self, message: &[u8]) -> bool {
+    /// Observes a control message, which is `old` when it was read from the backlog. Returns true
+    /// when it concerns the roster alone.
+    pub(super) fn observe(&mut self, message: &[u8], old: bool) -> bool {
         match Control::parse(message).map(|control| control.command) {
-            Ok(ControlCommand::WorkerStarted(worker)) => {
-                if self.workers.len() < MAX_WORKERS {
-                    self.workers.insert(worker, 0);
-                }
-            }
+            Ok(ControlCommand::WorkerStarted(worker)) => self.started(worker, old),
             Ok(ControlCommand::WorkerStopped(worker)) => drop(self.workers.remove(&worker)),
             _ => return false,
         }
         true
+    }
+
+    fn started(&mut self, worker: String, old: bool) {
+        if self.workers.len() >= MAX_WORKERS {
+            return;
+        }
+        let missed = self.workers.entry(worker).or_insert(MISSED_CHECKS);
+        if !old {
+            *missed = 0;
+        }
     }
 
     /// Asks the broker which workers live.
@@ -111,7 +121,7 @@ mod tests {
     }
 
     fn observe(roster: &mut Roster, command: ControlCommand) {
-        assert!(roster.observe(&Control::new(command, Timestamp::UNIX_EPOCH).render()));
+        assert!(roster.observe(&Control::new(command, Timestamp::UNIX_EPOCH).render(), false));
     }
 
     fn share(roster: &Roster, own: &str) -> (u32, u32) {
@@ -124,7 +134,7 @@ mod tests {
         let mut roster = roster(&["b", "a", "c", "b"]);
         assert_eq!(["a", "b", "c"].map(|own| share(&roster, own)), [(0, 3), (1, 3), (2, 3)]);
         observe(&mut roster, ControlCommand::WorkerStopped("a".to_owned()));
-        assert!(!roster.observe(b"no control message"));
+        assert!(!roster.observe(b"no control message", false));
         assert_eq!(["b", "c"].map(|own| share(&roster, own)), [(0, 2), (1, 2)]);
         assert_eq!(share(&Roster::default(), "a"), (0, 1), "one that could not announce itself is alone");
     }
@@ -142,6 +152,21 @@ mod tests {
         assert_eq!(share(&roster, "b"), (1, 2));
         roster.checked("a", None);
         assert_eq!(roster.workers.keys().collect::<Vec<_>>(), ["b"]);
+    }
+
+    #[test]
+    fn a_worker_of_the_backlog_counts_once_its_consumer_was_found() {
+        let mut roster = roster(&["a"]);
+        for worker in ["a", "b", "c"] {
+            let started = Control::new(ControlCommand::WorkerStarted(worker.to_owned()), Timestamp::UNIX_EPOCH);
+            assert!(roster.observe(&started.render(), true));
+        }
+        assert_eq!(share(&roster, "d"), (1, 2), "only the one that was known before");
+        roster.checked("b", Some(0));
+        roster.checked("c", Some(1));
+        assert_eq!(share(&roster, "d"), (2, 3));
+        observe(&mut roster, ControlCommand::WorkerStarted("b".to_owned()));
+        assert_eq!(share(&roster, "d"), (3, 4));
     }
 
     #[test]

@@ -71,10 +71,19 @@ impl QueueDeclaration {
 
     /// Queue that discards the settled leases of an owner that has closed. The broker deletes it
     /// once all of them have expired.
+    ///
+    /// A classic queue, because it is new when leases are bound to it: a quorum queue that was
+    /// declared seconds before its broker was killed stays without a leader (seen on 3.10). The
+    /// broker would keep these leases, and from 32 of them on those of all workers: so many
+    /// dead-lettered messages of one queue may wait for a confirm
+    /// (`dead_letter_worker_consumer_prefetch`).
     pub(super) fn discarded_leases(names: &Names, process: &str) -> Self {
-        let arguments =
-            Arguments::from([("x-message-ttl", DISCARD_TTL_MS.into()), ("x-expires", DISCARD_EXPIRES_MS.into())]);
-        Self::quorum(names.discarded_leases(process), DELIVERY_LIMIT, arguments)
+        let arguments = Arguments::from([
+            ("x-queue-type", "classic".into()),
+            ("x-message-ttl", DISCARD_TTL_MS.into()),
+            ("x-expires", DISCARD_EXPIRES_MS.into()),
+        ]);
+        Self { name: names.discarded_leases(process), arguments }
     }
 
     /// Outcome stream of one backfill. The broker deletes old messages by the segment, so a segment
