@@ -15,7 +15,8 @@ use crate::worker::lease::MAX_CRASHES;
 /// about 500; copies of a job that ask every minute whether another one is done need more. A busy
 /// loop makes millions.
 const MAX_CALLS_PER_JOB: u64 = 2000;
-/// The same for a copy that a fault of the broker doubled.
+/// The same for a copy that a fault doubled: the broker released it twice, or has it beside the
+/// message that it replaces, because a confirm or an acknowledgement was lost.
 const MAX_CALLS_PER_DOUBLED_COPY: u64 = 200;
 
 /// Returns the workers that take jobs.
@@ -148,8 +149,8 @@ pub(super) fn check_final_state(state: &mut SimState) {
             ));
         }
     }
-    let count = |fault| state.faults.get(fault).copied().unwrap_or_default();
-    let doubled = count("copies released twice") + count("confirms lost");
+    let doubling = ["copies released twice", "confirms lost", "acks lost", "acks too late"];
+    let doubled: u64 = doubling.iter().filter_map(|fault| state.faults.get(fault)).sum();
     let limit = MAX_CALLS_PER_JOB * state.records.len() as u64 + MAX_CALLS_PER_DOUBLED_COPY * doubled;
     if state.operations > limit {
         violations.push(format!("{} calls of the queue for {} jobs", state.operations, state.records.len()));

@@ -208,7 +208,10 @@ impl SimQueue {
             return Ok(());
         }
         let mut state = self.world.lock();
-        let Some(message) = state.workers[self.worker].take_unacked(ticket) else { return Err(QueueError::Lost) };
+        let Some(message) = state.workers[self.worker].take_unacked(ticket) else {
+            state.count_fault("acks too late");
+            return Err(QueueError::Lost);
+        };
         invariants::check_acknowledgement(&mut state, message.job);
         state.dispatch();
         drop(state);
