@@ -137,10 +137,11 @@ impl SimQueue {
             let returned = self.world.lock().requeue_unacked(self.worker, ticket);
             return if returned { Ok(()) } else { Err(QueueError::Lost) };
         }
+        let copied = !matches!(settlement, Settlement::Ack);
         match self.publish_all(&delivery, settlement, events).await {
             Ok(()) => {
                 self.network_delay().await;
-                self.acknowledge(ticket)
+                self.acknowledge(ticket, copied)
             }
             Err(error) => {
                 // Its events may have been published, and the job will end a second time.
@@ -193,7 +194,8 @@ impl SimQueue {
         }
     }
 
-    fn acknowledge(&self, ticket: DeliveryTag) -> Result<(), QueueError> {
+    /// Acknowledges a delivery. `copied` if a copy replaces it.
+    fn acknowledge(&self, ticket: DeliveryTag, copied: bool) -> Result<(), QueueError> {
         let (lost, taken) = {
             let mut state = self.world.lock();
             let fault_rates = state.scenario.fault_rates.clone();
@@ -202,16 +204,16 @@ impl SimQueue {
                 state.fault_occurs("acks unreported", fault_rates.ack_unknown),
             )
         };
+        if copied && (lost || self.world.lock().workers[self.worker].unacked_message(ticket).is_none()) {
+            self.world.lock().count_fault("copies beside their originals");
+        }
         if lost {
             // It was written to a connection that broke before the broker read it.
             self.world.lose_connection(self.worker);
             return Ok(());
         }
         let mut state = self.world.lock();
-        let Some(message) = state.workers[self.worker].take_unacked(ticket) else {
-            state.count_fault("acks too late");
-            return Err(QueueError::Lost);
-        };
+        let Some(message) = state.workers[self.worker].take_unacked(ticket) else { return Err(QueueError::Lost) };
         invariants::check_acknowledgement(&mut state, message.job);
         state.dispatch();
         drop(state);

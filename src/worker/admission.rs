@@ -281,8 +281,14 @@ impl Admission {
 
     /// Observes the result of an attempt, and decides who is at fault. See
     /// [`FaultObserver::observe`].
-    pub(super) async fn observe(&self, job: &DecodedJob, probe: Option<u64>, result: TransferResult) -> ObservedEnd {
-        self.faults.observe(job, probe, result).await
+    pub(super) async fn observe(
+        &self,
+        job: &DecodedJob,
+        ended_at: Timestamp,
+        probe: Option<u64>,
+        result: TransferResult,
+    ) -> ObservedEnd {
+        self.faults.observe(job, ended_at, probe, result).await
     }
 
     /// Returns the last success of a destination, as far as it is known.

@@ -58,6 +58,14 @@ pub(super) struct AttemptFacts {
     pub(super) quarantine: Option<OwnedMutexGuard<()>>,
 }
 
+/// End of an attempt.
+struct AttemptEnd {
+    result: TransferResult,
+    /// Time at which the transfer ended. A lease that was being written then may delay this value.
+    ended_at: Timestamp,
+    report: Option<DeliveryReport>,
+}
+
 /// Runs attempts.
 #[derive(Debug)]
 pub(super) struct Attempts {
@@ -79,13 +87,11 @@ impl Attempts {
         let started = Instant::now();
         let progress = Arc::new(Progress::default());
         let (rate_limiter, probe) = (permit.rate_limiter(), permit.probe_number());
-        let mut reported = None;
-        let result = {
-            let wrapped = self.guarded(delivery, owned, &progress, rate_limiter.as_ref(), &mut reported);
-            let mut attempt = pin!(wrapped);
+        let AttemptEnd { result, ended_at, report } = {
+            let mut attempt = pin!(self.guarded(delivery, owned, &progress, rate_limiter.as_ref()));
             tokio::select! {
                 biased;
-                result = &mut attempt => result,
+                end = &mut attempt => end,
                 () = first_success(&permit, &progress) => {
                     if permit.is_probe() {
                         self.admission.destination_accepts(&owned.job.destination, &mut permit);
@@ -100,7 +106,7 @@ impl Attempts {
         failpoints::hit("ended");
         permit.ended(&result, started.elapsed());
         let finished_at = self.parts.now();
-        let observed = self.admission.observe(owned.job, probe, result).await;
+        let observed = self.admission.observe(owned.job, ended_at, probe, result).await;
         let facts = AttemptFacts {
             next_probe: observed.next_probe,
             took: started.elapsed(),
@@ -109,7 +115,7 @@ impl Attempts {
             // The slot is for transfers. What waits for the broker's confirm is bounded by the prefetch.
             quarantine: permit.into_quarantine(),
         };
-        if let Some(report) = reported {
+        if let Some(report) = report {
             report.confirmed().await;
         }
         (observed.result, facts)
@@ -121,11 +127,11 @@ impl Attempts {
         owned: OwnedJob<'_>,
         progress: &Arc<Progress>,
         rate_limiter: Option<&Arc<RateLimiter>>,
-        reported: &mut Option<DeliveryReport>,
-    ) -> TransferResult {
+    ) -> AttemptEnd {
         let OwnedJob { job, owner, state } = owned;
         if let Some(failure) = crash_loop(job) {
-            return TransferResult::Failed(failure);
+            let result = TransferResult::Failed(failure);
+            return AttemptEnd { result, ended_at: self.parts.now(), report: None };
         }
         let _in_flight = self.parts.metrics.transfer_running(delivery.lane);
         let _entry = self.activity.enter(TransferEntry {
@@ -156,12 +162,18 @@ impl Attempts {
             gate: writer.as_ref().map(|writer| writer as &dyn WriteGate),
         };
         let lease = LeaseGuard { parts: &self.parts, owner, state, written, generations: &self.generations };
-        let transfer = unless_superseded(writer.as_ref(), state, self.bounded(&job.job, request));
+        let mut ended_at = None;
+        let transfer = async {
+            let result = unless_superseded(writer.as_ref(), state, self.bounded(&job.job, request)).await;
+            ended_at = Some(self.parts.now());
+            result
+        };
         let result = lease.run(delivery, transfer).await;
-        let Some(writer) = writer else { return result };
+        let ended_at = ended_at.unwrap_or_else(|| self.parts.now());
+        let Some(writer) = &writer else { return AttemptEnd { result, ended_at, report: None } };
         let result = writer.conclude(result);
-        *reported = writer.end(matches!(result, TransferResult::Delivered(_)));
-        result
+        let report = writer.end(matches!(result, TransferResult::Delivered(_)));
+        AttemptEnd { result, ended_at, report }
     }
 
     /// Runs the transfer behind its panic boundary and its deadline. At the deadline it is stopped

@@ -109,7 +109,7 @@ impl Drop for Rabbit {
                 let _ = self.channel.queue_delete(name.into(), QueueDeleteOptions::default()).await;
             }
         };
-        // On a thread of its own: here, it would take the wake-ups of the test's other branches, which share its task.
+        // On a thread of its own: on this one, it would swallow wake-ups meant for the test's other branches.
         let handle = tokio::runtime::Handle::current();
         tokio::task::block_in_place(|| {
             std::thread::scope(|scope| scope.spawn(|| handle.block_on(delete)).join().unwrap());

@@ -55,7 +55,9 @@ pub(super) fn start(
         sessions: Arc::clone(sessions),
         events,
         last: None,
+        announced: String::new(),
         marker: None,
+        in_backlog: true,
         caught_up: false,
         forwarding: false,
         interrupted: false,
@@ -72,8 +74,12 @@ struct ControlReader {
     events: Sender<ControlEvent>,
     /// Last message and its offset.
     last: Option<(u64, Bytes)>,
-    /// Message that this reader has published: the end of the backlog.
+    /// Address of this worker's last announcement.
+    announced: String,
+    /// That announcement, where it was published: the end of the backlog.
     marker: Option<Bytes>,
+    /// True while messages are read that may be from before this connection.
+    in_backlog: bool,
     caught_up: bool,
     /// True from the time at which the stream could be read, until the connection is lost.
     forwarding: bool,
@@ -143,10 +149,11 @@ impl ControlReader {
                 Err(ReadEnd::NoReceiver) => return None,
                 // Another stream of that name: all its messages are new.
                 Err(ReadEnd::StreamReplaced) => self.last = None,
-                Err(ReadEnd::Unreadable(problem)) => break problem.to_string(),
+                Err(ReadEnd::Unreadable(problem)) => break problem,
             }
         };
-        self.report_end().await.ok()?;
+        self.report_end(&problem).await.ok()?;
+        let problem = problem.to_string();
         if problem == self.last_problem {
             tracing::debug!(event = "control_unreadable", problem, "control messages still can't be read");
         } else {
@@ -177,15 +184,15 @@ impl ControlReader {
             entry.acknowledge().await?;
         }
         // From here on, a lost connection is reported as an interruption, not as a stream that can't be read.
-        self.forwarding = true;
-        self.marker = self.announce().await;
+        (self.forwarding, self.in_backlog) = (true, true);
+        self.announce().await;
         self.forward(&mut stream, connection).await
     }
 
-    /// Joins the fleet. Returns the published message; `None` where this worker may not write to
-    /// the stream.
-    async fn announce(&self) -> Option<Bytes> {
-        let command = ControlCommand::WorkerStarted(self.context.leases.owner.address());
+    /// Joins the fleet. There is no marker where this worker may not write to the stream.
+    async fn announce(&mut self) {
+        self.announced = self.context.leases.owner.address();
+        let command = ControlCommand::WorkerStarted(self.announced.clone());
         let marker = Bytes::from(Control::new(command, Timestamp::now()).render());
         let message = messages::control(&self.context.names, &marker);
         let published = self.sessions.publish_once(&message).await;
@@ -196,23 +203,26 @@ impl ControlReader {
                 "this worker could not announce itself to the other workers"
             );
         }
-        published.is_ok().then_some(marker)
+        self.marker = published.is_ok().then_some(marker);
     }
 
     async fn forward(&mut self, stream: &mut StreamReader, connection: &Connection) -> Result<Infallible, ReadEnd> {
         let latest = Instant::now() + UNMARKED_TIMEOUT;
-        while !self.caught_up {
+        while self.in_backlog {
             // A worker that took a long backlog for read would replace objects without knowing what is pending.
             let now = Instant::now();
             let limit = if self.marker.is_some() { now + CAUGHT_UP_TIMEOUT } else { latest.min(now + SILENCE) };
             match timeout_at(limit, stream.next()).await {
                 Ok(entry) => self.observe(entry?).await?,
-                Err(_) => self.report_caught_up().await?,
+                Err(_) => self.leave_backlog().await?,
             }
         }
         loop {
-            // At once: only then is it known which workers of the backlog live.
+            // Checked first: only this shows which workers from the backlog are alive.
             self.roster.check(connection, &self.context.names).await?;
+            if self.announced != self.context.leases.owner.address() {
+                self.announce().await;
+            }
             self.report_share().await?;
             let next_check = Instant::now() + self.roster.check_interval();
             // A stream that is never silent does not delay the check.
@@ -228,11 +238,11 @@ impl ControlReader {
     async fn observe(&mut self, entry: StreamEntry) -> Result<(), ReadEnd> {
         entry.acknowledge().await?;
         let (offset, body) = (entry.offset, Bytes::from(entry.body));
-        if !self.roster.observe(&body, !self.caught_up) {
+        if !self.roster.observe(&body, self.in_backlog) {
             self.send(ControlEvent::Message(body.clone())).await?;
         }
         if self.marker.as_ref() == Some(&body) {
-            self.report_caught_up().await?;
+            self.leave_backlog().await?;
         }
         self.last = offset.map(|offset| (offset, body));
         Ok(())
@@ -251,17 +261,23 @@ impl ControlReader {
         Ok(())
     }
 
-    /// Reports that reading was interrupted, or, where it has never begun, that the worker must do
-    /// without the messages.
-    async fn report_end(&mut self) -> Result<(), ReadEnd> {
+    /// Reports that reading was interrupted, or, where the broker refuses it, that the worker must
+    /// do without the messages. A connection that was lost before anything was read is not
+    /// reported: the next one reads, and the worker has a time limit of its own.
+    async fn report_end(&mut self, problem: &QueueError) -> Result<(), ReadEnd> {
         if std::mem::take(&mut self.forwarding) {
             (self.interrupted, self.caught_up) = (true, false);
             self.send(ControlEvent::Interrupted).await
-        } else if self.interrupted {
+        } else if self.interrupted || !is_refusal(problem) {
             Ok(())
         } else {
             self.report_caught_up().await
         }
+    }
+
+    async fn leave_backlog(&mut self) -> Result<(), ReadEnd> {
+        self.in_backlog = false;
+        self.report_caught_up().await
     }
 
     /// Reports it once after each interruption.
@@ -272,6 +288,11 @@ impl ControlReader {
     async fn send(&self, event: ControlEvent) -> Result<(), ReadEnd> {
         self.events.send(event).await.map_err(|_| ReadEnd::NoReceiver)
     }
+}
+
+/// Returns true where the stream is missing, or may not be read.
+fn is_refusal(problem: &QueueError) -> bool {
+    matches!(problem, QueueError::Topology(_) | QueueError::Denied(_))
 }
 
 /// Announces that this worker stops, so that the others need not find out.

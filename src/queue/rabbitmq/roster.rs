@@ -5,8 +5,8 @@
 //! roster costs a message per start and stop, and one passive declaration per worker and
 //! [`check_interval`].
 //!
-//! The stream keeps old announcements: those of workers that were killed days ago, too. So a worker
-//! from the backlog counts once a check has found its consumer.
+//! The stream keeps old announcements, including those of workers that were killed days ago. So a
+//! worker from the backlog counts only once a check has found its consumer.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -39,7 +39,7 @@ pub(super) struct Roster {
 }
 
 impl Roster {
-    /// Observes a control message, which is `old` when it was read from the backlog. Returns true
+    /// Observes a control message, which is `old` if it was read from the backlog. Returns true
     /// when it concerns the roster alone.
     pub(super) fn observe(&mut self, message: &[u8], old: bool) -> bool {
         match Control::parse(message).map(|control| control.command) {
@@ -51,8 +51,11 @@ impl Roster {
     }
 
     fn started(&mut self, worker: String, old: bool) {
-        if self.workers.len() >= MAX_WORKERS {
-            return;
+        if self.workers.len() >= MAX_WORKERS && !self.workers.contains_key(&worker) {
+            // Only a worker that may be gone makes room.
+            let gone = self.workers.iter().find(|(_, missed)| **missed >= MISSED_CHECKS);
+            let Some(gone) = gone.map(|(worker, _)| worker.clone()) else { return };
+            self.workers.remove(&gone);
         }
         let missed = self.workers.entry(worker).or_insert(MISSED_CHECKS);
         if !old {
@@ -71,6 +74,8 @@ impl Roster {
                     channel = open_channel(connection).await?;
                     None
                 }
+                // No queue has such a name.
+                Err(QueueError::Refused(_)) => None,
                 Err(problem) => return Err(problem),
             };
             self.checked(&worker, consumers);
@@ -167,6 +172,18 @@ mod tests {
         assert_eq!(share(&roster, "d"), (2, 3));
         observe(&mut roster, ControlCommand::WorkerStarted("b".to_owned()));
         assert_eq!(share(&roster, "d"), (3, 4));
+    }
+
+    #[test]
+    fn a_full_roster_makes_room_for_a_new_worker() {
+        let names: Vec<_> = (0..MAX_WORKERS).map(|n| format!("{n:04}")).collect();
+        let mut roster = roster(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        observe(&mut roster, ControlCommand::WorkerStarted("new".to_owned()));
+        assert!(!roster.workers.contains_key("new"), "all others live");
+        (0..MISSED_CHECKS).for_each(|_| roster.checked("0007", Some(0)));
+        observe(&mut roster, ControlCommand::WorkerStarted("new".to_owned()));
+        assert_eq!((roster.workers.len(), roster.workers.get("new")), (MAX_WORKERS, Some(&0)));
+        assert!(!roster.workers.contains_key("0007"));
     }
 
     #[test]

@@ -73,10 +73,11 @@ impl QueueDeclaration {
     /// once all of them have expired.
     ///
     /// A classic queue, because it is new when leases are bound to it: a quorum queue that was
-    /// declared seconds before its broker was killed stays without a leader (seen on 3.10). The
-    /// broker would keep these leases, and from 32 of them on those of all workers: so many
-    /// dead-lettered messages of one queue may wait for a confirm
-    /// (`dead_letter_worker_consumer_prefetch`).
+    /// declared seconds before its broker is killed never gets a leader again (seen on 3.10). The
+    /// broker would keep these leases, and, from 32 on, those of all workers: at most 32
+    /// dead-lettered messages of a queue may await confirms
+    /// (`dead_letter_worker_consumer_prefetch`). A classic queue has this effect only while its
+    /// node of a cluster is down, and within [`DISCARD_EXPIRES_MS`] of the close.
     pub(super) fn discarded_leases(names: &Names, process: &str) -> Self {
         let arguments = Arguments::from([
             ("x-queue-type", "classic".into()),

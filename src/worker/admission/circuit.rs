@@ -84,6 +84,8 @@ pub(super) struct ObservedAttempt<'a> {
     pub(super) destination: &'a DestinationIdentity,
     /// Key of the object, below the destination's prefix.
     pub(super) key: &'a str,
+    /// Time at which its transfer ended.
+    pub(super) ended_at: Timestamp,
     /// Number of the probe, when the attempt was one.
     pub(super) probe: Option<u64>,
 }
@@ -116,7 +118,7 @@ impl CircuitBreakers {
         let mut breakers = self.breakers.lock();
         let Some(breaker) = breakers.get_mut(destination) else { return CircuitState::Closed };
         let Some(open) = &mut breaker.open else { return CircuitState::Closed };
-        let left = open.next_probe.saturating_duration_since(Instant::now());
+        let left = open.next_probe_in();
         if open.is_probed() || !left.is_zero() {
             // While a probe runs, its answer comes first.
             let next_probe = if open.is_probed() { INCONCLUSIVE_PROBE_INTERVAL.max(left) } else { left };
@@ -257,6 +259,10 @@ impl CircuitBreakers {
         let destination = attempt.destination;
         let mut breakers = self.breakers.lock();
         let breaker = self.tracked(&mut breakers, destination)?;
+        if self.last_success_at(destination).is_some_and(|success| success > attempt.ended_at) {
+            // The destination has accepted data since: the failure proves nothing any more.
+            return breaker.open.as_ref().map(OpenCircuit::next_probe_in);
+        }
         breaker.failed_at = now;
         let is_open = breaker.is_open();
         let is_new = breaker.is_new_evidence(attempt.key, failure);
@@ -271,7 +277,7 @@ impl CircuitBreakers {
         if open.failed(failure, attempt.probe, self.denied_for) && !open.suspected {
             self.report(destination, open.change());
         }
-        Some(open.next_probe.saturating_duration_since(Instant::now()))
+        Some(open.next_probe_in())
     }
 
     fn report(&self, destination: &DestinationIdentity, change: CircuitChange) {

@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use super::circuit::{CircuitBreakers, ObservedAttempt};
 use super::health::WorkerHealth;
 use super::outage::{ObservedResult, OutageDetector};
@@ -46,9 +48,15 @@ impl FaultObserver {
         fit
     }
 
-    /// Observes the result of an attempt, and decides who is at fault: everybody, this worker, or
-    /// the destination.
-    pub(super) async fn observe(&self, job: &DecodedJob, probe: Option<u64>, result: TransferResult) -> ObservedEnd {
+    /// Observes the result of an attempt whose transfer ended at `ended_at`, and decides who is at
+    /// fault: everybody, this worker, or the destination.
+    pub(super) async fn observe(
+        &self,
+        job: &DecodedJob,
+        ended_at: Timestamp,
+        probe: Option<u64>,
+        result: TransferResult,
+    ) -> ObservedEnd {
         let destination = &job.destination.identity;
         let result = match self.outage.observe(&job.destination, result, self.parts.metrics.roles_assumed()) {
             ObservedResult::Known(result) => result,
@@ -62,7 +70,7 @@ impl FaultObserver {
         if (!delivered || !self.outage.is_outage()) && !self.is_about_one_trust_policy(&result) {
             self.health.observe(&result);
         }
-        let attempt = ObservedAttempt { destination, key: job.job.key.as_str(), probe };
+        let attempt = ObservedAttempt { destination, key: job.job.key.as_str(), ended_at, probe };
         let next_probe = self.circuits.observe(attempt, &result, self.parts.now());
         if self.outage.covers(&result) {
             // Another attempt started the outage meanwhile; the breaker must not open because of it.

@@ -1,9 +1,16 @@
 //! Control messages on RabbitMQ: a stream that is read over reconnections, and done without where
 //! it is missing.
 
-use consign::queue::ControlEvent;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use consign::queue::ControlEvent;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use super::leases::url_of;
 use super::*;
+use crate::testbed;
 
 /// Messages of a backlog: more than the reader buffers, and than the broker sends ahead.
 const BACKLOG: usize = 1_000;
@@ -83,6 +90,50 @@ async fn a_worker_has_caught_up_only_when_it_has_read_a_long_backlog() {
         read += 1;
     }
     assert!(read >= BACKLOG, "{read} messages before CaughtUp");
+    queue.close().await;
+    other.close().await;
+}
+
+/// Passes everything on to the broker, but ends the first connection by which a stream is read.
+async fn ending_the_first_reader(config: &BrokerConfig) -> BrokerConfig {
+    /// Argument of the consumer of a stream.
+    const READS: &[u8] = b"x-stream-offset";
+    let mut url: url::Url = url_of(config).parse().unwrap();
+    let upstream = SocketAddr::from(([127, 0, 0, 1], url.port().unwrap()));
+    let (listener, address) = testbed::listener().await;
+    url.set_port(Some(address.port())).unwrap();
+    let ended = Arc::new(AtomicBool::new(false));
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let (mut from_client, mut to_client) = client.into_split();
+            let (mut from_server, mut to_server) = TcpStream::connect(upstream).await.unwrap().into_split();
+            let ended = Arc::clone(&ended);
+            let answers = tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
+            tokio::spawn(async move {
+                let mut bytes = vec![0; 1 << 16];
+                while let Ok(count @ 1..) = from_client.read(&mut bytes).await {
+                    let reads = bytes[..count].windows(READS.len()).any(|window| window == READS);
+                    if reads && !ended.swap(true, Ordering::SeqCst)
+                        || to_server.write_all(&bytes[..count]).await.is_err()
+                    {
+                        break;
+                    }
+                }
+                answers.abort();
+            });
+        }
+    });
+    BrokerConfig { url: Some(url.to_string().into()), ..config.clone() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_could_not_begin_to_read_has_not_caught_up() {
+    let rabbit = Rabbit::new("unread").await;
+    let other = rabbit.open().await;
+    other.publish_control(message("a")).await.unwrap();
+    let queue = rabbit.start_named("worker", &ending_the_first_reader(&rabbit.config).await);
+    assert_eq!(Rabbit::control(&*queue, &[]).await, ControlEvent::Message(message("a")));
+    assert_eq!(Rabbit::control(&*queue, &[]).await, ControlEvent::CaughtUp);
     queue.close().await;
     other.close().await;
 }

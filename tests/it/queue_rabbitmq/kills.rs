@@ -5,8 +5,8 @@ use super::*;
 use crate::queue_conformance::leases::nothing_arrives;
 use crate::testbed::node::Node;
 
-/// 3.10 writes down within seconds what queues it has. Killed before, it brings one up empty, or
-/// one that never answers.
+/// 3.10 persists its queues within seconds. Killed sooner, it brings a queue up empty or
+/// unresponsive.
 const WRITTEN_DOWN: Duration = Duration::from_secs(3);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -29,8 +29,8 @@ async fn a_broker_that_is_killed_and_comes_back_keeps_the_leases() {
     queue.close().await;
 }
 
-/// 3.10 never brings up a quorum queue that was declared at this moment, and then keeps what is
-/// routed to it.
+/// 3.10 never brings up a quorum queue that was declared just before the kill, and then keeps what
+/// is routed to it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_is_killed_as_a_worker_closes_keeps_no_lease_of_a_settled_job() {
     let node = Node::in_turn();

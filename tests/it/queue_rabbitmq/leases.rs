@@ -86,7 +86,7 @@ impl Rabbit {
     }
 }
 
-fn url_of(config: &BrokerConfig) -> String {
+pub(super) fn url_of(config: &BrokerConfig) -> String {
     use secrecy::ExposeSecret as _;
     config.url.as_ref().unwrap().expose_secret().to_owned()
 }

@@ -119,6 +119,11 @@ impl OpenCircuit {
         Self { failure, since, opened, probes: 0, next_probe: opened, probe: None, suspected: false }
     }
 
+    /// Returns the time until the next probe.
+    pub(super) fn next_probe_in(&self) -> Duration {
+        self.next_probe.saturating_duration_since(Instant::now())
+    }
+
     /// Returns true while a probe runs whose result is awaited.
     pub(super) fn is_probed(&self) -> bool {
         self.probe.is_some_and(|probe| probe.until.is_none_or(|until| until > Instant::now()))
@@ -147,16 +152,15 @@ impl OpenCircuit {
 
     /// State for other workers.
     pub(super) fn change(&self) -> CircuitChange {
-        let next_probe = self.next_probe.saturating_duration_since(Instant::now());
-        CircuitChange::Opened { failure: Box::new(self.failure.clone()), probes: self.probes, next_probe }
+        let (failure, probes) = (Box::new(self.failure.clone()), self.probes);
+        CircuitChange::Opened { failure, probes, next_probe: self.next_probe_in() }
     }
 
     pub(super) fn view(&self, now: Timestamp) -> CircuitView {
-        let left = self.next_probe.saturating_duration_since(Instant::now());
         CircuitView {
             state: if self.is_probed() { "half_open" } else { "open" },
             since: self.since,
-            next_probe_at: time_after(now, left),
+            next_probe_at: time_after(now, self.next_probe_in()),
             probes: self.probes,
             reason: self.failure.reason.as_str(),
             message: self.failure.message.clone(),

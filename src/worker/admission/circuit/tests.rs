@@ -29,7 +29,7 @@ fn observe(
     result: &TransferResult,
     now: Timestamp,
 ) -> Option<Duration> {
-    circuits.observe(ObservedAttempt { destination, key, probe }, result, now)
+    circuits.observe(ObservedAttempt { destination, key, ended_at: now, probe }, result, now)
 }
 
 fn seconds(left: Option<Duration>) -> Option<u64> {
@@ -72,6 +72,17 @@ async fn a_certain_failure_opens_at_once_and_probe_intervals_grow() {
     assert_eq!(observe(&circuits, &id, "a", None, &TransferResult::Delivered(Receipt::default()), NOW), None);
     drop(probe);
     assert!(matches!(circuits.state(&id), CircuitState::Closed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_from_before_the_last_success_does_not_open_it() {
+    let (circuits, id, bad) = (circuits(), acme(), failed(Reason::BucketNotFound));
+    let [failure, success, late] = [1, 2, 3].map(|second| Timestamp::from_second(second).unwrap());
+    observe(&circuits, &id, "a", None, &TransferResult::Delivered(Receipt::default()), success);
+    let observed_late = ObservedAttempt { destination: &id, key: "b", ended_at: failure, probe: None };
+    assert_eq!(circuits.observe(observed_late, &bad, late), None);
+    assert!(matches!(circuits.state(&id), CircuitState::Closed));
+    assert_eq!(seconds(observe(&circuits, &id, "c", None, &bad, late)), Some(30));
 }
 
 #[tokio::test(start_paused = true)]

@@ -27,7 +27,8 @@ impl Fleet {
     /// One worker's job fails.
     fn fails(&self, worker: usize, reason: Reason, key: &str, probe: Option<u64>) {
         let result = TransferResult::Failed(Failure::new(reason, "denied"));
-        self.breakers(worker).observe(ObservedAttempt { destination: &acme(), key, probe }, &result, NOW);
+        let attempt = ObservedAttempt { destination: &acme(), key, ended_at: NOW, probe };
+        self.breakers(worker).observe(attempt, &result, NOW);
         self.publish();
     }
 
