@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::oneshot;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::cancellations::Cancellations;
@@ -284,7 +284,7 @@ impl Admission {
     pub(super) async fn observe(
         &self,
         job: &DecodedJob,
-        ended_at: Timestamp,
+        ended_at: Instant,
         probe: Option<u64>,
         result: TransferResult,
     ) -> ObservedEnd {

@@ -5,7 +5,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -58,14 +58,6 @@ pub(super) struct AttemptFacts {
     pub(super) quarantine: Option<OwnedMutexGuard<()>>,
 }
 
-/// End of an attempt.
-struct AttemptEnd {
-    result: TransferResult,
-    /// Time at which the transfer ended. A lease that was being written then may delay this value.
-    ended_at: Timestamp,
-    report: Option<DeliveryReport>,
-}
-
 /// Runs attempts.
 #[derive(Debug)]
 pub(super) struct Attempts {
@@ -87,13 +79,15 @@ impl Attempts {
         let started = Instant::now();
         let progress = Arc::new(Progress::default());
         let (rate_limiter, probe) = (permit.rate_limiter(), permit.probe_number());
-        let AttemptEnd { result, ended_at, report } = {
-            let mut attempt = pin!(self.guarded(delivery, owned, &progress, rate_limiter.as_ref()));
+        // The attempt may end later, when a lease was being written.
+        let transfer_ended = OnceLock::new();
+        let (result, report) = {
+            let mut attempt = pin!(self.guarded(delivery, owned, &progress, rate_limiter.as_ref(), &transfer_ended));
             tokio::select! {
                 biased;
                 end = &mut attempt => end,
                 () = first_success(&permit, &progress) => {
-                    if permit.is_probe() {
+                    if permit.is_probe() && transfer_ended.get().is_none() {
                         self.admission.destination_accepts(&owned.job.destination, &mut permit);
                     }
                     permit.end_slow_start();
@@ -106,6 +100,7 @@ impl Attempts {
         failpoints::hit("ended");
         permit.ended(&result, started.elapsed());
         let finished_at = self.parts.now();
+        let ended_at = transfer_ended.into_inner().unwrap_or_else(Instant::now);
         let observed = self.admission.observe(owned.job, ended_at, probe, result).await;
         let facts = AttemptFacts {
             next_probe: observed.next_probe,
@@ -127,11 +122,11 @@ impl Attempts {
         owned: OwnedJob<'_>,
         progress: &Arc<Progress>,
         rate_limiter: Option<&Arc<RateLimiter>>,
-    ) -> AttemptEnd {
+        transfer_ended: &OnceLock<Instant>,
+    ) -> (TransferResult, Option<DeliveryReport>) {
         let OwnedJob { job, owner, state } = owned;
         if let Some(failure) = crash_loop(job) {
-            let result = TransferResult::Failed(failure);
-            return AttemptEnd { result, ended_at: self.parts.now(), report: None };
+            return (TransferResult::Failed(failure), None);
         }
         let _in_flight = self.parts.metrics.transfer_running(delivery.lane);
         let _entry = self.activity.enter(TransferEntry {
@@ -162,18 +157,16 @@ impl Attempts {
             gate: writer.as_ref().map(|writer| writer as &dyn WriteGate),
         };
         let lease = LeaseGuard { parts: &self.parts, owner, state, written, generations: &self.generations };
-        let mut ended_at = None;
         let transfer = async {
             let result = unless_superseded(writer.as_ref(), state, self.bounded(&job.job, request)).await;
-            ended_at = Some(self.parts.now());
+            let _ = transfer_ended.set(Instant::now());
             result
         };
         let result = lease.run(delivery, transfer).await;
-        let ended_at = ended_at.unwrap_or_else(|| self.parts.now());
-        let Some(writer) = &writer else { return AttemptEnd { result, ended_at, report: None } };
+        let Some(writer) = &writer else { return (result, None) };
         let result = writer.conclude(result);
         let report = writer.end(matches!(result, TransferResult::Delivered(_)));
-        AttemptEnd { result, ended_at, report }
+        (result, report)
     }
 
     /// Runs the transfer behind its panic boundary and its deadline. At the deadline it is stopped

@@ -36,6 +36,8 @@ const STABLE_CONNECTION: Duration = Duration::from_mins(1);
 const CAUGHT_UP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time after which it does so, whatever arrives, where it could not publish one.
 const UNMARKED_TIMEOUT: Duration = Duration::from_mins(1);
+/// Limit of an announcement while messages wait to be read. The next check repeats it.
+const REANNOUNCE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Limit of the announcement that this worker stops.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Control messages that the worker has not taken yet.
@@ -57,9 +59,8 @@ pub(super) fn start(
         last: None,
         announced: String::new(),
         marker: None,
-        in_backlog: true,
+        reading: None,
         caught_up: false,
-        forwarding: false,
         interrupted: false,
         roster: Roster::default(),
         share: None,
@@ -78,11 +79,9 @@ struct ControlReader {
     announced: String,
     /// That announcement, where it was published: the end of the backlog.
     marker: Option<Bytes>,
-    /// True while messages are read that may be from before this connection.
-    in_backlog: bool,
+    /// Part of the stream that is read; `None` while it can't be read.
+    reading: Option<StreamPart>,
     caught_up: bool,
-    /// True from the time at which the stream could be read, until the connection is lost.
-    forwarding: bool,
     /// True once the stream was read, and the connection was lost.
     interrupted: bool,
     roster: Roster,
@@ -90,6 +89,14 @@ struct ControlReader {
     share: Option<FleetShare>,
     /// Last reported problem: it is not repeated.
     last_problem: String,
+}
+
+/// Part of the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum StreamPart {
+    /// Messages that may be from before this connection.
+    Backlog,
+    New,
 }
 
 /// End of the reading of a stream.
@@ -184,7 +191,7 @@ impl ControlReader {
             entry.acknowledge().await?;
         }
         // From here on, a lost connection is reported as an interruption, not as a stream that can't be read.
-        (self.forwarding, self.in_backlog) = (true, true);
+        self.reading = Some(StreamPart::Backlog);
         self.announce().await;
         self.forward(&mut stream, connection).await
     }
@@ -196,6 +203,9 @@ impl ControlReader {
         let marker = Bytes::from(Control::new(command, Timestamp::now()).render());
         let message = messages::control(&self.context.names, &marker);
         let published = self.sessions.publish_once(&message).await;
+        if matches!(published, Err(QueueError::Unavailable(_) | QueueError::Lost)) {
+            self.announced.clear();
+        }
         if let Err(problem) = &published {
             tracing::debug!(
                 event = "fleet_not_joined",
@@ -208,7 +218,7 @@ impl ControlReader {
 
     async fn forward(&mut self, stream: &mut StreamReader, connection: &Connection) -> Result<Infallible, ReadEnd> {
         let latest = Instant::now() + UNMARKED_TIMEOUT;
-        while self.in_backlog {
+        while self.reading == Some(StreamPart::Backlog) {
             // A worker that took a long backlog for read would replace objects without knowing what is pending.
             let now = Instant::now();
             let limit = if self.marker.is_some() { now + CAUGHT_UP_TIMEOUT } else { latest.min(now + SILENCE) };
@@ -220,8 +230,10 @@ impl ControlReader {
         loop {
             // Checked first: only this shows which workers from the backlog are alive.
             self.roster.check(connection, &self.context.names).await?;
-            if self.announced != self.context.leases.owner.address() {
-                self.announce().await;
+            if self.announced != self.context.leases.owner.address()
+                && timeout(REANNOUNCE_TIMEOUT, self.announce()).await.is_err()
+            {
+                self.announced.clear();
             }
             self.report_share().await?;
             let next_check = Instant::now() + self.roster.check_interval();
@@ -238,7 +250,7 @@ impl ControlReader {
     async fn observe(&mut self, entry: StreamEntry) -> Result<(), ReadEnd> {
         entry.acknowledge().await?;
         let (offset, body) = (entry.offset, Bytes::from(entry.body));
-        if !self.roster.observe(&body, self.in_backlog) {
+        if !self.roster.observe(&body, self.reading == Some(StreamPart::Backlog)) {
             self.send(ControlEvent::Message(body.clone())).await?;
         }
         if self.marker.as_ref() == Some(&body) {
@@ -265,7 +277,7 @@ impl ControlReader {
     /// do without the messages. A connection that was lost before anything was read is not
     /// reported: the next one reads, and the worker has a time limit of its own.
     async fn report_end(&mut self, problem: &QueueError) -> Result<(), ReadEnd> {
-        if std::mem::take(&mut self.forwarding) {
+        if self.reading.take().is_some() {
             (self.interrupted, self.caught_up) = (true, false);
             self.send(ControlEvent::Interrupted).await
         } else if self.interrupted || !is_refusal(problem) {
@@ -276,7 +288,7 @@ impl ControlReader {
     }
 
     async fn leave_backlog(&mut self) -> Result<(), ReadEnd> {
-        self.in_backlog = false;
+        self.reading = Some(StreamPart::New);
         self.report_caught_up().await
     }
 

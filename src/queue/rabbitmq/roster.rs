@@ -1,9 +1,9 @@
 //! Roster of the workers of a fleet.
 //!
-//! A worker announces its address on the control stream when it starts to read that, and again when
-//! it stops. In between, the broker knows whether it lives: its lease queue has a consumer. So the
-//! roster costs a message per start and stop, and one passive declaration per worker and
-//! [`check_interval`].
+//! A worker announces its address on the control stream when it starts to read that, after a change
+//! of address, and when it stops. In between, the broker knows whether it lives: its lease queue
+//! has a consumer. So the roster costs a message per start and stop, and one passive declaration
+//! per worker and [`check_interval`].
 //!
 //! The stream keeps old announcements, including those of workers that were killed days ago. So a
 //! worker from the backlog counts only once a check has found its consumer.
@@ -52,7 +52,10 @@ impl Roster {
 
     fn started(&mut self, worker: String, old: bool) {
         if self.workers.len() >= MAX_WORKERS && !self.workers.contains_key(&worker) {
-            // Only a worker that may be gone makes room.
+            if old {
+                return;
+            }
+            // Only a worker that is most likely gone makes room.
             let gone = self.workers.iter().find(|(_, missed)| **missed >= MISSED_CHECKS);
             let Some(gone) = gone.map(|(worker, _)| worker.clone()) else { return };
             self.workers.remove(&gone);

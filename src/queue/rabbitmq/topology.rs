@@ -76,8 +76,8 @@ impl QueueDeclaration {
     /// declared seconds before its broker is killed never gets a leader again (seen on 3.10). The
     /// broker would keep these leases, and, from 32 on, those of all workers: at most 32
     /// dead-lettered messages of a queue may await confirms
-    /// (`dead_letter_worker_consumer_prefetch`). A classic queue has this effect only while its
-    /// node of a cluster is down, and within [`DISCARD_EXPIRES_MS`] of the close.
+    /// (`dead_letter_worker_consumer_prefetch`). A classic queue has this effect only if its node
+    /// goes down within [`DISCARD_EXPIRES_MS`] of the close, and until that returns.
     pub(super) fn discarded_leases(names: &Names, process: &str) -> Self {
         let arguments = Arguments::from([
             ("x-queue-type", "classic".into()),

@@ -52,6 +52,8 @@ const PART_OF_OUTAGE: &str = "the failure is part of an outage";
 pub(super) struct CircuitBreakers {
     breakers: Mutex<HashMap<DestinationIdentity, CircuitBreaker>>,
     last_success: Mutex<HashMap<DestinationIdentity, Timestamp>>,
+    /// The same by a clock without steps, to compare it with failures.
+    accepted: Mutex<HashMap<DestinationIdentity, Instant>>,
     /// Last reset, passed connection test or success of each destination. For display only.
     recovered: Mutex<HashMap<DestinationIdentity, Timestamp>>,
     sweeps: Sweeps,
@@ -85,7 +87,7 @@ pub(super) struct ObservedAttempt<'a> {
     /// Key of the object, below the destination's prefix.
     pub(super) key: &'a str,
     /// Time at which its transfer ended.
-    pub(super) ended_at: Timestamp,
+    pub(super) ended_at: Instant,
     /// Number of the probe, when the attempt was one.
     pub(super) probe: Option<u64>,
 }
@@ -96,6 +98,7 @@ impl CircuitBreakers {
         Arc::new(Self {
             breakers: Mutex::default(),
             last_success: Mutex::default(),
+            accepted: Mutex::default(),
             recovered: Mutex::default(),
             sweeps: Sweeps::default(),
             next_probe_number: AtomicU64::new(1),
@@ -149,7 +152,7 @@ impl CircuitBreakers {
     ) -> Option<Duration> {
         match result {
             TransferResult::Delivered(_) | TransferResult::Skipped => {
-                self.succeeded(attempt.destination, now);
+                self.succeeded(attempt.destination, attempt.ended_at, now);
                 None
             }
             // The worker's own setting refuses roles: no request was made, and no probe would succeed.
@@ -162,7 +165,8 @@ impl CircuitBreakers {
     }
 
     /// Closes the breaker: the destination accepted data.
-    pub(super) fn succeeded(&self, destination: &DestinationIdentity, now: Timestamp) {
+    pub(super) fn succeeded(&self, destination: &DestinationIdentity, accepted_at: Instant, now: Timestamp) {
+        record_time(&self.accepted, destination, accepted_at);
         record_time(&self.last_success, destination, now);
         record_time(&self.recovered, destination, now);
         if self.close(destination, "the destination accepted data") {
@@ -258,11 +262,11 @@ impl CircuitBreakers {
     fn failed(&self, attempt: ObservedAttempt<'_>, failure: &Failure, now: Timestamp) -> Option<Duration> {
         let destination = attempt.destination;
         let mut breakers = self.breakers.lock();
-        let breaker = self.tracked(&mut breakers, destination)?;
-        if self.last_success_at(destination).is_some_and(|success| success > attempt.ended_at) {
+        if self.accepted.lock().get(destination).is_some_and(|accepted| *accepted > attempt.ended_at) {
             // The destination has accepted data since: the failure proves nothing any more.
-            return breaker.open.as_ref().map(OpenCircuit::next_probe_in);
+            return breakers.get(destination)?.open.as_ref().map(OpenCircuit::next_probe_in);
         }
+        let breaker = self.tracked(&mut breakers, destination)?;
         breaker.failed_at = now;
         let is_open = breaker.is_open();
         let is_new = breaker.is_new_evidence(attempt.key, failure);

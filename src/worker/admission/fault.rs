@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::circuit::{CircuitBreakers, ObservedAttempt};
 use super::health::WorkerHealth;
@@ -39,7 +39,7 @@ impl FaultObserver {
     /// Observes that S3 accepted data of an attempt. Returns false in an outage, where that proves
     /// nothing about the worker.
     pub(super) fn accepted(&self, destination: &Arc<Destination>) -> bool {
-        self.circuits.succeeded(&destination.identity, self.parts.now());
+        self.circuits.succeeded(&destination.identity, Instant::now(), self.parts.now());
         self.outage.succeeded(destination, self.parts.metrics.roles_assumed());
         let fit = !self.outage.is_outage();
         if fit {
@@ -53,7 +53,7 @@ impl FaultObserver {
     pub(super) async fn observe(
         &self,
         job: &DecodedJob,
-        ended_at: Timestamp,
+        ended_at: Instant,
         probe: Option<u64>,
         result: TransferResult,
     ) -> ObservedEnd {

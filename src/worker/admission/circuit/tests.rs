@@ -29,7 +29,7 @@ fn observe(
     result: &TransferResult,
     now: Timestamp,
 ) -> Option<Duration> {
-    circuits.observe(ObservedAttempt { destination, key, ended_at: now, probe }, result, now)
+    circuits.observe(ObservedAttempt { destination, key, ended_at: Instant::now(), probe }, result, now)
 }
 
 fn seconds(left: Option<Duration>) -> Option<u64> {
@@ -77,12 +77,14 @@ async fn a_certain_failure_opens_at_once_and_probe_intervals_grow() {
 #[tokio::test(start_paused = true)]
 async fn a_failure_from_before_the_last_success_does_not_open_it() {
     let (circuits, id, bad) = (circuits(), acme(), failed(Reason::BucketNotFound));
-    let [failure, success, late] = [1, 2, 3].map(|second| Timestamp::from_second(second).unwrap());
-    observe(&circuits, &id, "a", None, &TransferResult::Delivered(Receipt::default()), success);
-    let observed_late = ObservedAttempt { destination: &id, key: "b", ended_at: failure, probe: None };
-    assert_eq!(circuits.observe(observed_late, &bad, late), None);
+    let ended_at = Instant::now();
+    pass(1).await;
+    observe(&circuits, &id, "a", None, &TransferResult::Delivered(Receipt::default()), NOW);
+    pass(1).await;
+    let observed_late = ObservedAttempt { destination: &id, key: "b", ended_at, probe: None };
+    assert_eq!(circuits.observe(observed_late, &bad, NOW), None);
     assert!(matches!(circuits.state(&id), CircuitState::Closed));
-    assert_eq!(seconds(observe(&circuits, &id, "c", None, &bad, late)), Some(30));
+    assert_eq!(seconds(observe(&circuits, &id, "c", None, &bad, NOW)), Some(30));
 }
 
 #[tokio::test(start_paused = true)]
@@ -201,7 +203,7 @@ async fn a_recovery_is_recorded_with_its_time() {
     assert_eq!(recovered(&circuits), Some(at(100)), "perhaps it failed without a circuit");
     circuits.reset(&id, at(50));
     assert_eq!(recovered(&circuits), Some(at(100)), "the latest counts");
-    circuits.succeeded(&id, at(150));
+    circuits.succeeded(&id, Instant::now(), at(150));
     assert_eq!(recovered(&circuits), Some(at(150)));
     let said = at(200);
     observe(&circuits, &id, "a", None, &failed(Reason::WrongOwner), said);
@@ -217,7 +219,7 @@ async fn accepted_data_closes_it_at_once_and_an_old_probe_does_not_end_a_new_one
     observe(&circuits, &id, "a", None, &bad, NOW);
     pass(30).await;
     let CircuitState::HalfOpen(first) = circuits.state(&id) else { panic!("no probe") };
-    circuits.succeeded(&id, NOW);
+    circuits.succeeded(&id, Instant::now(), NOW);
     assert!(matches!(circuits.state(&id), CircuitState::Closed), "it need not have ended");
     assert_eq!(circuits.last_success_at(&id), Some(NOW));
     observe(&circuits, &id, "a", None, &bad, NOW);
@@ -246,7 +248,7 @@ async fn two_tenants_with_one_id_have_two_breakers_and_share_the_gauge() {
     observe(&circuits, &one, "k", None, &failed(Reason::WrongOwner), NOW);
     assert!(matches!(circuits.state(&other), CircuitState::Closed));
     observe(&circuits, &other, "k", None, &failed(Reason::WrongOwner), NOW);
-    circuits.succeeded(&other, NOW);
+    circuits.succeeded(&other, Instant::now(), NOW);
     assert!(matches!(circuits.state(&one), CircuitState::Open { .. }));
     assert_eq!((circuits.last_success_at(&one), circuits.last_success_at(&other)), (None, Some(NOW)));
     assert!(metrics.destinations().circuit_open(one.id()), "one of them is open");
@@ -259,13 +261,13 @@ async fn two_tenants_with_one_id_have_two_breakers_and_share_the_gauge() {
 #[tokio::test(start_paused = true)]
 async fn a_hundred_thousand_made_up_tenants_take_no_breaker_from_a_configured_destination() {
     let (circuits, id) = (circuits(), acme());
-    circuits.succeeded(&id, NOW);
+    circuits.succeeded(&id, Instant::now(), NOW);
     observe(&circuits, &sample::made_up(0), "a", None, &failed(Reason::BucketNotFound), NOW);
     pass(1).await;
     for n in 1..100_000 {
         let made_up = sample::made_up(n);
         if n % 2 == 0 {
-            circuits.succeeded(&made_up, NOW);
+            circuits.succeeded(&made_up, Instant::now(), NOW);
         }
         observe(&circuits, &made_up, "a", None, &failed(Reason::BucketNotFound), NOW);
     }

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -63,10 +62,10 @@ impl CircuitBreakers {
 }
 
 /// Records the latest of two times.
-pub(super) fn record_time(
-    times: &Mutex<HashMap<DestinationIdentity, Timestamp>>,
+pub(super) fn record_time<T: Ord + Copy>(
+    times: &Mutex<HashMap<DestinationIdentity, T>>,
     destination: &DestinationIdentity,
-    at: Timestamp,
+    at: T,
 ) {
     let mut times = times.lock();
     if let Some(known) = times.get_mut(destination) {

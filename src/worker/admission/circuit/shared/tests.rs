@@ -27,7 +27,7 @@ impl Fleet {
     /// One worker's job fails.
     fn fails(&self, worker: usize, reason: Reason, key: &str, probe: Option<u64>) {
         let result = TransferResult::Failed(Failure::new(reason, "denied"));
-        let attempt = ObservedAttempt { destination: &acme(), key, ended_at: NOW, probe };
+        let attempt = ObservedAttempt { destination: &acme(), key, ended_at: Instant::now(), probe };
         self.breakers(worker).observe(attempt, &result, NOW);
         self.publish();
     }
@@ -97,7 +97,7 @@ async fn a_breaker_opens_is_probed_and_closes_once_for_all() {
     assert_eq!(fleet.states(), ["open"; 3]);
     pass(1).await;
     fleet.claim(0).expect("the next probe may be another worker's");
-    fleet.breakers(0).succeeded(&acme(), NOW);
+    fleet.breakers(0).succeeded(&acme(), Instant::now(), NOW);
     fleet.publish();
     assert_eq!((fleet.states(), fleet.shown()), (vec!["closed"; 3], vec![0; 3]));
 }
@@ -132,7 +132,7 @@ async fn a_denial_of_sts_that_was_passing_is_forgotten() {
     fleet.fails(0, Reason::AssumeRoleDenied, "a", None);
     pass(61).await;
     fleet.claim(1).unwrap();
-    fleet.breakers(1).succeeded(&acme(), NOW);
+    fleet.breakers(1).succeeded(&acme(), Instant::now(), NOW);
     fleet.publish();
     assert_eq!(fleet.states(), ["closed"; 2]);
 }
