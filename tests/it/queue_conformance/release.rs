@@ -119,8 +119,16 @@ fn untouched(got: &Delivery) -> usize {
     let delay = if number < COUNT / 2 { "10m" } else { "30s" };
     properties.headers.extend(headers(&[("consign-wait", delay), ("x-attempt", "2"), (DEFERRED_SINCE, SINCE)]));
     assert_eq!((&got.routing_key, &got.body, &got.properties), (&routing_key, &body, &properties));
-    assert!(!got.redelivered && got.delivery_count == 0, "it looks as if it ended workers: {got:?}");
+    assert!(got.delivery_count <= counted_releases(number), "it looks as if it ended workers: {got:?}");
+    assert_eq!(got.redelivered, got.delivery_count > 0, "{got:?}");
     number
+}
+
+/// Deliveries that a copy may count although no worker had it. RabbitMQ 4 counts them where a copy
+/// waits, at each release that leaves it there, and keeps the count when the wait is over.
+fn counted_releases(number: usize) -> u64 {
+    let left_waiting = of(number).0 == "beta" && std::env::var("CONSIGN_TEST_RABBITMQ").as_deref() == Ok("4");
+    if left_waiting { 3 } else { 0 }
 }
 
 /// Publishes them, takes them, and lets them wait.
