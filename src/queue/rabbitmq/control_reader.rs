@@ -198,14 +198,14 @@ impl ControlReader {
 
     /// Joins the fleet. There is no marker where this worker may not write to the stream.
     async fn announce(&mut self) {
-        self.announced = self.context.leases.owner.address();
-        let command = ControlCommand::WorkerStarted(self.announced.clone());
+        let address = self.context.leases.owner.address();
+        let command = ControlCommand::WorkerStarted(address.clone());
         let marker = Bytes::from(Control::new(command, Timestamp::now()).render());
         let message = messages::control(&self.context.names, &marker);
         let published = self.sessions.publish_once(&message).await;
-        if matches!(published, Err(QueueError::Unavailable(_) | QueueError::Lost)) {
-            self.announced.clear();
-        }
+        // The next check repeats one that is not there.
+        let lost = matches!(published, Err(QueueError::Unavailable(_) | QueueError::Lost));
+        self.announced = if lost { String::new() } else { address };
         if let Err(problem) = &published {
             tracing::debug!(
                 event = "fleet_not_joined",
@@ -230,10 +230,8 @@ impl ControlReader {
         loop {
             // Checked first: only this shows which workers from the backlog are alive.
             self.roster.check(connection, &self.context.names).await?;
-            if self.announced != self.context.leases.owner.address()
-                && timeout(REANNOUNCE_TIMEOUT, self.announce()).await.is_err()
-            {
-                self.announced.clear();
+            if self.announced != self.context.leases.owner.address() {
+                drop(timeout(REANNOUNCE_TIMEOUT, self.announce()).await);
             }
             self.report_share().await?;
             let next_check = Instant::now() + self.roster.check_interval();
