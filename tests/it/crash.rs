@@ -5,7 +5,7 @@ pub mod world;
 
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use consign::runtime::failpoints::FAILPOINTS;
 
@@ -121,7 +121,9 @@ async fn survive_all(world: impl AsyncFn() -> World, kinds: &[Kind], skipped: &[
     let mut survived = 0;
     for (kind, points) in VISITS.iter().filter(|(kind, _)| kinds.contains(kind)) {
         for point in points.iter().filter(|point| !skipped.contains(&name(point))) {
+            let began = Instant::now();
             survive(world().await, *kind, point).await;
+            println!("{kind:?} at {point}: {:?}", began.elapsed());
             survived += 1;
         }
     }

@@ -97,10 +97,11 @@ async fn killed_or_stopped_repeatedly_work_continues_soon_after_its_return() {
 async fn frozen_it_is_noticed_and_what_was_finished_meanwhile_is_not_done_again() {
     let node = Node::in_turn();
     let fixture = fixture_on(&node, "frozen").await;
-    fixture.s3.on("PutObject").before(Effect::Delay(Duration::from_secs(2)));
+    fixture.s3.on("PutObject").before(Effect::Held);
     fixture.schedule_many("job", 10).await;
     fixture.running(10.0).await;
     node.freeze();
+    fixture.s3.calm();
     fixture.objects(10).await;
     fixture.unready(&["heartbeat", "connection", "confirm", "answer"]).await;
     node.thaw();
@@ -113,10 +114,11 @@ async fn frozen_it_is_noticed_and_what_was_finished_meanwhile_is_not_done_again(
 async fn out_of_memory_it_makes_settlements_wait_and_loses_nothing() {
     let node = Node::in_turn();
     let fixture = fixture_on(&node, "memory").await;
-    fixture.s3.on("PutObject").before(Effect::Delay(Duration::from_secs(4)));
+    fixture.s3.on("PutObject").before(Effect::Held);
     fixture.schedule_many("job", 10).await;
     fixture.running(10.0).await;
     node.out_of_memory();
+    fixture.s3.calm();
     fixture.objects(10).await;
     fixture.unready(&["blocks publishers"]).await;
     let settled = fixture.worker.metric("consign_broker_settlements_total", "").await;
@@ -141,17 +143,18 @@ async fn out_of_memory_it_makes_settlements_wait_and_loses_nothing() {
 async fn all_connections_closed_the_jobs_continue_and_their_redeliveries_join_them() {
     let node = Node::in_turn();
     let fixture = fixture_on(&node, "closed").await;
-    fixture.s3.on("PutObject").before(Effect::Delay(Duration::from_secs(12)));
+    fixture.s3.on("PutObject").before(Effect::Held);
     fixture.schedule_many("job", 10).await;
     fixture.running(10.0).await;
     node.close_connections();
     fixture.unready(&["CONNECTION_FORCED", "connection"]).await;
-    fixture.site.broker.all_ended(10, Duration::from_secs(60)).await;
-    assert_eq!(fixture.s3.calls("PutObject").len(), 10, "each job was delivered by the transfer that was running");
     until("it is connected again", Duration::from_secs(30), async || {
         (fixture.worker.metric("consign_broker_reconnects_total", "").await >= 1.0).then_some(())
     })
     .await;
+    fixture.s3.calm();
+    fixture.site.broker.all_ended(10, Duration::from_secs(60)).await;
+    assert_eq!(fixture.s3.calls("PutObject").len(), 10, "each job was delivered by the transfer that was running");
     fixture.close_on(&node).await;
 }
 
@@ -159,7 +162,7 @@ async fn all_connections_closed_the_jobs_continue_and_their_redeliveries_join_th
 async fn with_another_password_it_is_waited_for_without_saying_the_old_one() {
     let node = Node::in_turn();
     let fixture = fixture_on(&node, "password").await;
-    fixture.s3.on("PutObject").before(Effect::Delay(Duration::from_secs(3)));
+    fixture.s3.on("PutObject").before(Effect::Held);
     fixture.schedule_many("job", 5).await;
     fixture.running(5.0).await;
     node.change_password();
@@ -167,6 +170,7 @@ async fn with_another_password_it_is_waited_for_without_saying_the_old_one() {
     let why = fixture.unready(&["ACCESS_REFUSED", "refused"]).await;
     assert!(!why.contains("marked-secret") && !fixture.worker.log().contains("marked-secret"), "{why}");
     node.restore_password();
+    fixture.s3.calm();
     fixture.site.broker.all_ended(5, Duration::from_secs(60)).await;
     assert_eq!(fixture.s3.count("acme"), 5);
     fixture.close_on(&node).await;
@@ -177,9 +181,10 @@ async fn after_the_consumer_timeout_it_closes_the_channel_and_the_job_continues(
     let node = Node::in_turn();
     node.acknowledge_within(Duration::from_secs(5));
     let fixture = fixture_on(&node, "impatient").await;
-    fixture.s3.on("PutObject").before(Effect::Delay(Duration::from_secs(12)));
+    fixture.s3.on("PutObject").before(Effect::Held);
     fixture.schedule("a", b"hello").await;
     fixture.unready(&["timed out", "timeout"]).await;
+    fixture.s3.calm();
     fixture.delivered("a").await;
     assert_eq!(fixture.s3.calls("PutObject").len(), 1, "the redelivery joined the job");
     fixture.close_on(&node).await;

@@ -160,12 +160,13 @@ async fn settlements_wait_for_a_long_alarm_and_none_gives_up() {
     let s3 = add_acme(&mut site).await;
     // More than a publisher has channels: further ones must not be opened meanwhile.
     site.set("worker.slots", 40).set("worker.destination_slots", 40);
-    s3.on("PutObject").before(Effect::Delay(Duration::from_secs(5)));
+    s3.on("PutObject").before(Effect::Held);
     let worker = site.worker().await;
     let fixture = AcmeFixture { site, s3, worker };
     fixture.schedule_many("job", 40).await;
     fixture.running(40.0).await;
     node.out_of_memory();
+    fixture.s3.calm();
     fixture.objects(40).await;
     fixture.unready(&["blocks publishers"]).await;
     tokio::time::sleep(LONG_ALARM).await;

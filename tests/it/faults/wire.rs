@@ -20,12 +20,13 @@ async fn fixture(word: &str) -> (AcmeFixture, Proxy) {
 #[tokio::test]
 async fn reset_the_jobs_continue_and_their_redeliveries_join_them() {
     let (fixture, proxy) = fixture("reset").await;
-    fixture.s3.on("PutObject").before(Effect::Delay(Duration::from_secs(6)));
+    fixture.s3.on("PutObject").before(Effect::Held);
     fixture.schedule_many("job", 10).await;
     fixture.running(10.0).await;
     proxy.set(Condition::Reset);
     fixture.unready(&["reset", "connection", "refused", "closed"]).await;
     proxy.set(Condition::Normal);
+    fixture.s3.calm();
     fixture.site.broker.all_ended(10, Duration::from_secs(60)).await;
     assert_eq!(fixture.s3.calls("PutObject").len(), 10);
     fixture.close().await;
@@ -34,10 +35,11 @@ async fn reset_the_jobs_continue_and_their_redeliveries_join_them() {
 #[tokio::test]
 async fn silent_it_is_found_out_by_the_heartbeat() {
     let (fixture, proxy) = fixture("silent").await;
-    fixture.s3.on("PutObject").before(Effect::Delay(Duration::from_secs(2)));
+    fixture.s3.on("PutObject").before(Effect::Held);
     fixture.schedule_many("job", 5).await;
     fixture.running(5.0).await;
     proxy.set(Condition::BlackHole);
+    fixture.s3.calm();
     fixture.objects(5).await;
     fixture.unready(&["heartbeat", "connection", "confirm", "answer"]).await;
     proxy.set(Condition::Normal);
@@ -78,12 +80,13 @@ async fn slow_it_makes_nothing_fail() {
 #[tokio::test]
 async fn a_consumer_that_the_broker_cancels_is_recreated_and_the_jobs_continue() {
     let fixture = AcmeFixture::start("cancelled").await;
-    fixture.s3.on("PutObject").before(Effect::Delay(Duration::from_secs(3)));
+    fixture.s3.on("PutObject").before(Effect::Held);
     fixture.schedule_many("job", 5).await;
     fixture.running(5.0).await;
     // No error comes with it: the stream of deliveries just ends.
     fixture.site.broker.disown("jobs.backfill").await;
     fixture.unready(&["ended the consumer"]).await;
+    fixture.s3.calm();
     fixture.site.broker.all_ended(5, Duration::from_secs(60)).await;
     assert_eq!(fixture.s3.calls("PutObject").len(), 5, "the redeliveries joined");
     let url = fixture.site.file("late", b"late");

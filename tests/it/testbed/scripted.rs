@@ -17,6 +17,7 @@ mod store;
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -390,6 +391,12 @@ impl ScriptedS3 {
                 tokio::time::sleep(delay).await;
                 Some(self.store().perform(&call))
             }
+            Some(Effect::Held) => {
+                while self.holds(&call) {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Some(self.store().perform(&call))
+            }
             Some(Effect::Unconditional) => {
                 let mut call = call.clone();
                 call.headers.remove("if-none-match");
@@ -419,6 +426,11 @@ impl ScriptedS3 {
         calls[record].status = reply.as_ref().map_or(0, |reply| reply.status);
         calls[record].answered_crc = reply.as_ref().and_then(|reply| reply.header(CRC)).map(str::to_owned);
         reply.map(Reply::into_response).ok_or(LostReply)
+    }
+
+    fn holds(&self, call: &Call) -> bool {
+        let rules = self.rules.lock().unwrap();
+        rules.iter().any(|rule| matches!(rule.effect, Effect::Held) && rule.matches(call))
     }
 
     fn effects(&self, call: &Call) -> Vec<(bool, Effect)> {
@@ -457,7 +469,7 @@ async fn bend(call: &Call, mut reply: Reply, effect: &Effect) -> Option<Reply> {
         }
         Effect::WrongChecksum => reply.wrong_checksum(),
         Effect::NoChecksum => reply.no_checksum(),
-        Effect::UploadGone | Effect::Unconditional | Effect::Garbled => {}
+        Effect::UploadGone | Effect::Unconditional | Effect::Garbled | Effect::Held => {}
         Effect::Header(name, value) => {
             reply.headers.retain(|(other, _)| other != name);
             reply.headers.push(((*name).to_owned(), (*value).to_owned()));

@@ -17,6 +17,9 @@ pub enum Effect {
     LostReply,
     /// The answer comes later.
     Delay(Duration),
+    /// The call is performed once the rule is lifted: for what must happen while calls run, however
+    /// long it takes to bring about. Before only.
+    Held,
     /// The answer has this body.
     Body(&'static str),
     /// The answer names another encryption than asked.
@@ -43,7 +46,7 @@ impl Effect {
             Self::ErrorIn200(_) => "error in 200",
             Self::EmptyBody | Self::Body(_) | Self::WebPage(_) => "odd body",
             Self::LostReply => "lost reply",
-            Self::Delay(_) => "slow reply",
+            Self::Delay(_) | Self::Held => "slow reply",
             Self::WrongEncryption | Self::WrongChecksum | Self::NoChecksum | Self::Header(..) => "wrong reply",
             Self::Garbled => "bytes changed",
             Self::Unconditional => "condition ignored",
