@@ -12,7 +12,7 @@ fn meaning(exit: Exit) -> (&'static str, &'static str) {
         Exit::Failed => ("the command failed, or nothing of it succeeded", "read the message"),
         Exit::Usage => ("the arguments are invalid", "correct the command line"),
         Exit::Problem => {
-            ("a check found a problem, or every dead letter was skipped", "read the finding and its remedy")
+            ("a check found a problem, or every dead letter was refused", "read the finding and its remedy")
         }
         Exit::Unavailable => ("the broker, a worker or a service is unavailable", "try again later"),
         Exit::Partly => ("partly done", "read the summary; repeat the command if it says so"),
