@@ -251,6 +251,7 @@ impl Worker {
             tick.tick().await;
             self.parts.metrics.set_oldest_in_flight(self.activity.oldest());
             self.activity.tick();
+            self.generations.report_writes();
             *self.heartbeat.lock() = Instant::now();
         }
     }

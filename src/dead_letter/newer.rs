@@ -2,9 +2,13 @@
 
 use std::collections::HashMap;
 
+use jiff::Timestamp;
+
 use crate::domain::control::{Control, ControlCommand, GenerationChange};
 use crate::domain::generation::{NewerDelivery, ObjectDigest};
 use crate::domain::headers::JobHeaders;
+use crate::domain::job::Job;
+use crate::domain::job::wire::MAX_GENERATION;
 use crate::queue::DeadLetter;
 
 /// Highest delivered generation of each object, from the control messages of the last 7 days.
@@ -33,19 +37,37 @@ impl ReportedDeliveries {
 
     /// Returns the delivery that supersedes the job of a letter.
     pub fn superseding(&self, letter: &DeadLetter) -> Option<&NewerDelivery> {
-        let (job, properties) = (letter.job().ok()?, letter.properties());
-        // As a worker decides it.
-        let generation =
-            JobHeaders::parse(&properties.headers).generation.or(job.generation_or(properties.timestamp))?;
-        let object = ObjectDigest::of(&job.destination.identity(), job.key.as_str());
-        self.0.get(&object).filter(|delivered| delivered.generation > generation)
+        let job = letter.job().ok()?;
+        let generation = generation(letter, &job)?;
+        self.of_object(&job).filter(|delivered| delivered.generation > generation)
     }
+
+    /// Returns a generation with which the job of a letter is the newest refresh of its object: the
+    /// microseconds of `now`. If the producer numbers the refreshes, it is one more than the
+    /// highest number that is known, so that later refreshes are newer.
+    pub fn newest(&self, letter: &DeadLetter, now: Timestamp) -> Option<u64> {
+        let now = u64::try_from(now.as_microsecond()).ok();
+        let Ok(job) = letter.job() else { return now };
+        let delivered = self.of_object(&job).map(|delivered| delivered.generation);
+        let number = job.generation.and_then(|_| generation(letter, &job));
+        let known = number.max(delivered).map(|known| known.saturating_add(1).min(MAX_GENERATION));
+        if number.is_some() { known } else { now.max(known) }
+    }
+
+    fn of_object(&self, job: &Job) -> Option<&NewerDelivery> {
+        self.0.get(&ObjectDigest::of(&job.destination.identity(), job.key.as_str()))
+    }
+}
+
+/// Returns the generation of a job, as a worker decides it.
+fn generation(letter: &DeadLetter, job: &Job) -> Option<u64> {
+    let properties = letter.properties();
+    JobHeaders::parse(&properties.headers).generation.or(job.generation_or(properties.timestamp))
 }
 
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use jiff::Timestamp;
     use serde_json::json;
 
     use super::*;
@@ -86,5 +108,20 @@ mod tests {
         assert!(by(&letter("today", None, dated)).is_some(), "the time of the message is its generation");
         let as_new = Properties { headers: [(headers::GENERATION.to_owned(), "4".to_owned())].into(), ..plain() };
         assert_eq!(by(&letter("today", Some(2), as_new)), None, "the header replaces the job's own");
+    }
+
+    #[test]
+    fn the_newest_generation_is_the_time_or_the_next_number_of_the_producer() {
+        let delivered = reports(&[("03:00", 3)]);
+        let now = Timestamp::from_microsecond(1_000).unwrap();
+        let newest = |key, generation, properties| delivered.newest(&letter(key, generation, properties), now);
+        let plain = Properties::default;
+        assert_eq!(newest("today", None, plain()), Some(1_000));
+        assert_eq!(newest("today", Some(2), plain()), Some(4), "the next refresh of the producer is as new");
+        assert_eq!(newest("other", Some(7), plain()), Some(8));
+        let again = Properties { headers: [(headers::GENERATION.to_owned(), "9".to_owned())].into(), ..plain() };
+        assert_eq!(newest("today", Some(2), again), Some(10));
+        let ahead = reports(&[("03:00", 5_000)]);
+        assert_eq!(ahead.newest(&letter("today", None, plain()), now), Some(5_001), "a clock was ahead");
     }
 }

@@ -40,7 +40,7 @@ pub struct Requeue<P> {
 
 impl<P: DestinationProbe> Requeue<P> {
     /// A requeue. Without a gate no destination is probed. Jobs that `delivered` supersedes are
-    /// requeued and reported; with `as_new` there are none, and the caller passes no deliveries.
+    /// requeued and reported; with `as_new` none is.
     pub fn new(options: RequeueOptions, gate: Option<RequeueGate<P>>, delivered: ReportedDeliveries) -> Self {
         Self { options, gate, delivered, next_at: None, expiry_reported: false, superseded_reported: false }
     }
@@ -66,8 +66,8 @@ impl<P: DestinationProbe> Requeue<P> {
             return true;
         }
         self.wait().await;
-        let now = u64::try_from(Timestamp::now().as_microsecond()).ok();
-        match letters.requeue(now.filter(|_| self.options.as_new)).await {
+        let newest = self.delivered.newest(letter, Timestamp::now());
+        match letters.requeue(newest.filter(|_| self.options.as_new)).await {
             Ok(()) => {
                 self.requeued(letter, run);
                 true
@@ -77,7 +77,7 @@ impl<P: DestinationProbe> Requeue<P> {
     }
 
     fn requeued(&mut self, letter: &DeadLetter, run: &mut LetterRun<'_>) {
-        let newer = self.delivered.superseding(letter);
+        let newer = self.delivered.superseding(letter).filter(|_| !self.options.as_new);
         run.requeued(letter, newer);
         if let Some(newer) = newer.filter(|_| !std::mem::replace(&mut self.superseded_reported, true)) {
             let (job, newer) = (letter.job_id().map_or_else(String::new, printable), printable(&newer.to_string()));

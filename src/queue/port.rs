@@ -11,7 +11,8 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::message::{
-    ControlEvent, Delivery, LeaseMessage, OutcomeEvent, Publication, QueueError, Released, Reply, Settlement,
+    ControlEvent, Delivery, DeliveryTag, LeaseMessage, OutcomeEvent, Publication, QueueError, Released, Reply,
+    Settlement,
 };
 use crate::domain::destination::DestinationIdentity;
 use crate::domain::lane::Lane;
@@ -76,7 +77,7 @@ pub trait Queue: Send + Sync + fmt::Debug {
     async fn lease(&self, delivery: &Delivery, key: &str, work: Arc<dyn LeaseHolder>) -> Result<(), QueueError>;
 
     /// Returns false when the delivery is known to be lost: it will be redelivered, or has been.
-    fn can_settle(&self, _delivery: &Delivery) -> bool {
+    fn can_settle(&self, _ticket: DeliveryTag) -> bool {
         true
     }
 

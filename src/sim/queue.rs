@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::message::{SimMessage, index};
 use super::world::{SimWorld, note};
-use super::{invariants, lease};
+use super::{clock, invariants, lease};
 use crate::domain::lane::Lane;
 use crate::queue::{ControlEvent, Delivery, DeliveryTag, LeaseHolder, OutcomeEvent, Queue, QueueError, Settlement};
 
@@ -178,6 +178,8 @@ impl SimQueue {
     fn put_copy(&self, message: &SimMessage, delivery: &Delivery, settlement: Settlement) {
         match settlement {
             Settlement::Retry { delay, headers } | Settlement::Defer { delay, headers } => {
+                let job = message.job;
+                self.world.lock().records[job].waits_since.get_or_insert(clock::elapsed());
                 self.world.delay(delay, message.copy(delivery, headers));
             }
             Settlement::DeadLetter { headers } => {
@@ -285,10 +287,10 @@ impl Queue for SimQueue {
         taken
     }
 
-    fn can_settle(&self, delivery: &Delivery) -> bool {
+    fn can_settle(&self, ticket: DeliveryTag) -> bool {
         let state = self.world.lock();
-        let unacked = state.workers[self.worker].unacked_message(delivery.ticket).is_some();
-        unacked || state.leases.values().any(|lease| (lease.worker, lease.ticket) == (self.worker, delivery.ticket))
+        let unacked = state.workers[self.worker].unacked_message(ticket).is_some();
+        unacked || state.leases.values().any(|lease| (lease.worker, lease.ticket) == (self.worker, ticket))
     }
 
     async fn stop_consuming(&self) {

@@ -138,12 +138,13 @@ impl Attempts {
             progress: progress.clone(),
         });
         let late = may_have_begun(delivery, job);
-        let written = job.written();
+        let (written, ticket) = (job.written(), delivery.ticket);
         let writing = || WritingJob {
             id: job.job.id.clone(),
             run: owner.run().digest(),
             late,
             late_from: Instant::now() + self.parts.lease_after,
+            ticket,
         };
         let writer = written.map(|written| ObjectWriter::new(&self.generations, written, writing()));
         let request = TransferRequest {
@@ -192,7 +193,7 @@ impl Attempts {
     /// where another worker has the job: then the duplicate settles it, and this attempt's end is
     /// not the job's.
     fn replace_lost(&self, delivery: &mut Delivery, owned: OwnedJob<'_>) {
-        while owned.state.lease_state() != LeaseStatus::Lost && !self.parts.queue.can_settle(delivery) {
+        while owned.state.lease_state() != LeaseStatus::Lost && !self.parts.queue.can_settle(delivery.ticket) {
             let Some(duplicate) = owned.owner.duplicates().take(owned.state.carried_upload()) else { return };
             tracing::debug!(event = "delivery_replaced", "the delivery was lost; its redelivery is settled instead");
             *delivery = duplicate;

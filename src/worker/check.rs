@@ -159,7 +159,7 @@ impl Checks {
                 Some(defect) => self.settler.reject(delivery, *defect).await,
                 None => drop(self.settler.settle(delivery, Settlement::Ack, Vec::new()).await),
             },
-            Some(Err(problem)) if self.parts.queue.can_settle(&delivery) => {
+            Some(Err(problem)) if self.parts.queue.can_settle(delivery.ticket) => {
                 tracing::warn!(
                     event = "connection_test_unanswered",
                     %problem,

@@ -121,18 +121,23 @@ impl Generations {
     }
 
     /// Reports that a job may write late, unless that is known. Returns when the report is
-    /// confirmed, or after [`CONFIRM_TIMEOUT`].
-    pub(super) async fn announce(&self, this: ObjectGeneration) {
-        if self.table.lock().pending_since(this).is_none() {
-            self.announce_again(this).await;
-        }
+    /// confirmed, or after [`CONFIRM_TIMEOUT`]; false if the broker refuses it.
+    pub(super) async fn announce(&self, this: ObjectGeneration) -> bool {
+        let is_known = self.table.lock().announced_since(this).is_some();
+        is_known || self.announce_again(this).await
     }
 
-    /// Reports that a job may write late, whatever is known: it is redelivered although its end may
+    /// As [`Generations::announce`], whatever is known: a job is redelivered although its end may
     /// have been reported.
-    pub(super) async fn announce_again(&self, this: ObjectGeneration) {
+    pub(super) async fn announce_again(&self, this: ObjectGeneration) -> bool {
         let reported = self.reporter.report(this.object, GenerationChange::Pending { generation: this.generation });
-        let _ = timeout(CONFIRM_TIMEOUT, reported).await;
+        !matches!(timeout(CONFIRM_TIMEOUT, reported).await, Ok(Ok(false)))
+    }
+
+    /// Reports the writes of this worker again that last for long. To be called every few seconds.
+    pub(super) fn report_writes(&self) {
+        let reports = self.table.lock().write_reports_due();
+        reports.into_iter().for_each(|(object, change)| drop(self.reporter.report(object, change)));
     }
 
     /// Reports the delivery that superseded a job, unless others know it: a worker that is lost
@@ -146,9 +151,11 @@ impl Generations {
     }
 
     /// Reports a job that was delivered before and whose message is settled now, if it is still
-    /// reported as pending.
+    /// reported as pending. This message may be a repetition with a higher generation than that
+    /// which was delivered: then the job stays pending.
     pub(super) fn delivered_before(&self, this: ObjectGeneration, job: &JobId) {
-        if self.table.lock().pending_since(this).is_some() {
+        let is_due = |table: &GenerationTable| table.pending_since(this).is_some() && table.knows_delivery(this);
+        if is_due(&self.table.lock()) {
             let job = job.as_str().into();
             let change = GenerationChange::Delivered { generation: this.generation, job, write: None };
             drop(self.reporter.report(this.object, change));

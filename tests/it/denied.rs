@@ -81,7 +81,7 @@ async fn a_requeue_that_may_not_read_control_messages_does_not_count_superseded_
     let requeued = site.consign(&["dead", "requeue", "--all", "--force"]);
     let [said, notices] = [requeued.stdout, requeued.stderr].map(|text| String::from_utf8(text).unwrap());
     assert_eq!((requeued.status.code(), said.as_str()), (Some(0), "1 requeued\n"), "{notices}");
-    assert!(notices.contains("superseded jobs are not counted") && notices.contains("ACCESS_REFUSED"), "{notices}");
+    assert!(notices.contains("newer deliveries are not known") && notices.contains("ACCESS_REFUSED"), "{notices}");
     site.broker.clean().await;
 }
 

@@ -72,13 +72,13 @@ pub(super) async fn execute(args: RequeueArgs, config: &Config, json: bool) -> R
     }
     let client = StatusClient::new(config.admin.token_file.as_deref()).map_err(CommandError::Failed)?;
     // Before the dead letters are locked: it can take a while.
-    let delivered = if as_new { Ok(ReportedDeliveries::default()) } else { delivered(config).await };
+    let delivered = delivered(config).await;
     let mut letters = open(config).await?;
     let count = letters.count();
     let verb = if dry_run { "would be requeued" } else { "requeued" };
     let progress = ProgressReporter::new(Some(count), json, format!("0 {verb}"));
     let delivered = delivered.unwrap_or_else(|problem| {
-        progress.notice(&format!("superseded jobs are not counted, because control messages can't be read: {problem}"));
+        progress.notice(&format!("newer deliveries are not known, because control messages can't be read: {problem}"));
         ReportedDeliveries::default()
     });
     let mut run = LetterRun::new(&progress, verb);
@@ -101,8 +101,8 @@ pub(super) async fn execute(args: RequeueArgs, config: &Config, json: bool) -> R
     Ok(finish(&progress, &run.counts, count, verb))
 }
 
-/// Reads which generations were delivered. They only explain the result, so a failure to read them
-/// is a notice.
+/// Reads which generations were delivered. Workers know them anyway, so a failure to read them is a
+/// notice.
 async fn delivered(config: &Config) -> Result<ReportedDeliveries, String> {
     let admin = broker::admin(config, "dead");
     match timeout(REPORTS_TIMEOUT, admin.control_messages()).await {

@@ -10,7 +10,7 @@ mod probe;
 mod raw;
 
 pub use check::{RawCheckRequest, check_schema, read_check};
-pub(super) use raw::MAX_GENERATION;
+pub use raw::MAX_GENERATION;
 pub use raw::{RawDestinationRef, RawJob, RawJobSource};
 
 use serde::de::DeserializeOwned;

@@ -236,6 +236,9 @@ fn denied(message: &OutgoingMessage, error: &lapin::Error) -> QueueError {
     errors::requires(format!("write on the exchange `{exchange}`"))(QueueError::Denied(errors::text(error)))
 }
 
+/// Refusal by a nack, which may be of short duration.
+pub(super) const NOT_ACCEPTED: &str = "not accepted: a queue is full or has no leader";
+
 /// Interprets the broker's confirm.
 pub(super) fn confirmed(confirmation: Confirmation) -> Result<(), QueueError> {
     match confirmation {
@@ -244,9 +247,7 @@ pub(super) fn confirmed(confirmation: Confirmation) -> Result<(), QueueError> {
             "{} (exchange `{}`, routing key `{}`)",
             returned.reply_text, returned.delivery.exchange, returned.delivery.routing_key
         ))),
-        Confirmation::Nack(None) => {
-            Err(QueueError::Refused("not accepted: a queue is full or has no leader".to_owned()))
-        }
+        Confirmation::Nack(None) => Err(QueueError::Refused(NOT_ACCEPTED.to_owned())),
         Confirmation::NotRequested => Err(QueueError::Unavailable("confirms are off".to_owned())),
     }
 }

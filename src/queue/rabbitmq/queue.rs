@@ -19,6 +19,7 @@ use super::deliveries::{Deliveries, PrefetchedDelivery};
 use super::lease::{LeaseContext, LeaseTable, OwnerIdentity};
 use super::messages;
 use super::names::Names;
+use super::publisher::NOT_ACCEPTED;
 use super::release;
 use super::replies::Replies;
 use super::reply_addresses::ReplyAddresses;
@@ -31,8 +32,8 @@ use crate::domain::destination::DestinationIdentity;
 use crate::domain::lane::Lane;
 use crate::metrics::Metrics;
 use crate::queue::{
-    ControlEvent, Delivery, JobPublisher, LeaseHolder, OutcomeEvent, Publication, Queue, QueueError, Released, Reply,
-    Settlement,
+    ControlEvent, Delivery, DeliveryTag, JobPublisher, LeaseHolder, OutcomeEvent, Publication, Queue, QueueError,
+    Released, Reply, Settlement,
 };
 
 /// Limit for each step of closing: confirms, connections.
@@ -156,8 +157,7 @@ impl Queue for RabbitMqQueue {
         renewer.leases.acquire(delivery, properties, key, work).await
     }
 
-    fn can_settle(&self, delivery: &Delivery) -> bool {
-        let tag = delivery.ticket;
+    fn can_settle(&self, tag: DeliveryTag) -> bool {
         self.context.deliveries.is_unacked(tag) || self.context.leases.table.leased(tag).is_some()
     }
 
@@ -167,13 +167,8 @@ impl Queue for RabbitMqQueue {
 
     async fn publish_control(&self, control: Bytes) -> Result<(), QueueError> {
         let message = messages::control(&self.context.names, &control);
-        self.sessions.publish_once(&message).await.map_err(|problem| match problem {
-            QueueError::Refused(why) => QueueError::Topology(format!(
-                "the stream `{}` takes no control message ({why}); run `consign topology apply`",
-                message.routing_key
-            )),
-            problem => problem,
-        })
+        let published = self.sessions.publish_once(&message).await;
+        published.map_err(|problem| control_problem(problem, &message.routing_key))
     }
 
     async fn next_control(&self) -> Option<ControlEvent> {
@@ -239,5 +234,30 @@ impl JobPublisher for RabbitMqQueue {
     async fn publish(&self, publication: Publication) -> Result<(), QueueError> {
         let message = messages::job(&self.context.names, publication)?;
         self.sessions.publish_once(&message).await
+    }
+}
+
+/// Explains why the control stream took no message. A nack may be of short duration: a new leader
+/// is being elected.
+fn control_problem(problem: QueueError, stream: &str) -> QueueError {
+    match problem {
+        QueueError::Refused(why) if why == NOT_ACCEPTED => QueueError::Unavailable(format!("`{stream}`: {why}")),
+        QueueError::Refused(why) => QueueError::Topology(format!(
+            "the stream `{stream}` takes no control message ({why}); run `consign topology apply`"
+        )),
+        problem => problem,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_control_message_that_is_nacked_is_published_again_and_one_without_a_stream_is_not() {
+        let nacked = control_problem(QueueError::Refused(NOT_ACCEPTED.to_owned()), "p.control");
+        assert!(matches!(nacked, QueueError::Unavailable(_)), "{nacked}");
+        let unroutable = control_problem(QueueError::Refused("NO_ROUTE".to_owned()), "p.control");
+        assert!(matches!(unroutable, QueueError::Topology(_)), "{unroutable}");
     }
 }

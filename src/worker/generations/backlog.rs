@@ -1,6 +1,7 @@
 //! The reports of the past: those that were published before this worker read the control stream.
 
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -16,6 +17,8 @@ const MAX_INTERRUPTION: Duration = Duration::from_secs(10);
 pub(super) struct Backlog {
     /// Time from which on all of them count as read; `None` until they were read once.
     read_from: Mutex<Option<Instant>>,
+    /// True while all reports are read as they come.
+    current: AtomicBool,
     changed: Notify,
 }
 
@@ -23,12 +26,14 @@ impl Backlog {
     /// Records that all of them were read.
     pub(super) fn caught_up(&self) {
         *self.read_from.lock() = Some(Instant::now());
+        self.current.store(true, Ordering::Relaxed);
         self.changed.notify_waiters();
     }
 
     /// Records that some may have been missed. They count as read again after
     /// [`Backlog::caught_up`], or after [`MAX_INTERRUPTION`].
     pub(super) fn interrupted(&self) {
+        self.current.store(false, Ordering::Relaxed);
         let mut read_from = self.read_from.lock();
         let now = Instant::now();
         // A connection that is lost again and again must not keep jobs waiting for ever.
@@ -37,6 +42,11 @@ impl Backlog {
         }
         drop(read_from);
         self.changed.notify_waiters();
+    }
+
+    /// Returns true if all of them were read, and the connection was not lost since.
+    pub(super) fn is_current(&self) -> bool {
+        self.current.load(Ordering::Relaxed)
     }
 
     /// Returns true if all of them count as read.

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::domain::control::{Control, ControlCommand, GenerationChange};
 use crate::domain::generation::ObjectDigest;
 use crate::metrics::{GenerationLoss, Metrics};
-use crate::queue::{Queue, QueueError};
+use crate::queue::{DeliveryTag, Queue, QueueError};
 use crate::worker::parts::{WorkerClock, WorkerParts};
 
 /// Reports that are published at once, or wait for the broker. Further ones are lost, and counted.
@@ -36,6 +36,11 @@ impl GenerationReporter {
             metrics: parts.metrics.clone(),
             places: Arc::new(Semaphore::new(MAX_UNPUBLISHED)),
         }
+    }
+
+    /// Returns false when a delivery is known to be lost.
+    pub(super) fn can_settle(&self, ticket: DeliveryTag) -> bool {
+        self.queue.can_settle(ticket)
     }
 
     /// Counts a write that could not be reported, and was made all the same.

@@ -20,9 +20,11 @@ use crate::metrics::{GenerationLoss, Metrics};
 const MAX_OBJECTS: u64 = 100_000;
 /// Time for which reported generations hold: the stream keeps them as long.
 const REPORTED_TTL: Duration = Duration::from_hours(24 * KEPT_DAYS);
-/// Time after which a write whose end was not reported counts as ended: its worker was lost. No
-/// request to S3 takes as long.
+/// Time after its last report from which on a write counts as ended: its worker was lost.
 const WRITE_TTL: Duration = Duration::from_mins(10);
+/// Interval at which a write in progress is reported again: its request may be repeated for longer
+/// than [`WRITE_TTL`].
+const WRITE_REPORT_INTERVAL: Duration = Duration::from_mins(3);
 /// Time after which a cancelled request has no effect on S3 any more. Others write only then.
 pub(super) const UNKNOWN_WRITE_TIME: Duration = Duration::from_secs(5);
 /// Most deliveries that a worker leaves to the others when it stops.
@@ -56,13 +58,28 @@ impl ReportedWrite {
     }
 }
 
-/// Write of this worker that was not reported when it began.
+/// Write of this worker that is in progress.
 #[derive(Debug)]
 struct OwnWrite {
     generation: u64,
     run: Uuid,
     /// Id, once it was reported.
     id: Option<Uuid>,
+    /// Time of the last report.
+    reported_at: Instant,
+}
+
+impl OwnWrite {
+    fn new(generation: u64, run: Uuid, id: Option<Uuid>) -> Self {
+        Self { generation, run, id, reported_at: Instant::now() }
+    }
+
+    /// Returns a report of the write; `None` if nobody needs to know of it.
+    fn report(&mut self) -> Option<GenerationChange> {
+        let write = self.id?;
+        self.reported_at = Instant::now();
+        Some(GenerationChange::Writing { generation: self.generation, run: self.run, write })
+    }
 }
 
 /// State of one worker.
@@ -116,16 +133,10 @@ impl GenerationTable {
                 self.add_write(object, run, write);
                 self.unreported_delivery(object, generation).into_iter().chain(self.report_own_write(object)).collect()
             }
-            GenerationChange::Ended { write } => {
-                self.end_write(object, write);
-                Vec::new()
-            }
+            GenerationChange::Ended { write } => self.end_write(object, write).into_iter().collect(),
             GenerationChange::Delivered { generation, job, write } => {
-                if let Some(write) = write {
-                    self.end_write(object, write);
-                }
                 self.add_delivery(object, NewerDelivery { generation, job });
-                Vec::new()
+                write.and_then(|write| self.end_write(object, write)).into_iter().collect()
             }
         }
     }
@@ -156,12 +167,15 @@ impl GenerationTable {
         }
     }
 
-    fn end_write(&mut self, object: ObjectDigest, id: Uuid) {
+    /// Ends a write. Returns a report of this worker's own write of the same run, if it has one.
+    fn end_write(&mut self, object: ObjectDigest, id: Uuid) -> Option<GenerationChange> {
         // Its beginning may be read only now, or once more.
         self.ended.insert(id, ());
-        let Some(writes) = self.writes.get_mut(&object) else { return };
-        if let Some(run) = writes.iter().find(|write| write.id == id).map(|write| write.run) {
-            // Another write of the same run is most likely that of a worker which was lost.
+        let writes = self.writes.get_mut(&object)?;
+        let run = writes.iter().find(|write| write.id == id).map(|write| write.run);
+        if let Some(run) = run {
+            // Another write of the same run is most likely that of a worker which was lost. A worker that is not reports
+            // it again.
             let soon = Instant::now() + UNKNOWN_WRITE_TIME;
             let others = writes.iter_mut().filter(|write| write.run == run);
             others.for_each(|write| write.expires_at = write.expires_at.min(soon));
@@ -170,6 +184,8 @@ impl GenerationTable {
         if writes.is_empty() {
             self.writes.remove(&object);
         }
+        let own = self.own_writes.get_mut(&object)?;
+        (Some(own.run) == run && own.id != Some(id)).then(|| own.report())?
     }
 
     fn add_delivery(&self, object: ObjectDigest, delivery: NewerDelivery) {
@@ -195,14 +211,24 @@ impl GenerationTable {
     /// them to the others.
     pub(super) fn unreported_deliveries(&self, age: Duration) -> Vec<(ObjectDigest, GenerationChange)> {
         let unreported = |object| Some((object, self.unreported_delivery(object, 0)?));
-        self.own.since(age).into_iter().take(MAX_HANDED_OVER).filter_map(unreported).collect()
+        let mut unreported = self.own.since(age).into_iter().filter_map(unreported);
+        let handed_over = unreported.by_ref().take(MAX_HANDED_OVER).collect();
+        unreported.for_each(|_| self.metrics.generation_lost(GenerationLoss::Unreported));
+        handed_over
     }
 
     /// Reports the write of this worker, if there is one that is not reported.
     fn report_own_write(&mut self, object: ObjectDigest) -> Option<GenerationChange> {
         let write = self.own_writes.get_mut(&object).filter(|write| write.id.is_none())?;
-        let id = *write.id.insert(Uuid::new_v4());
-        Some(GenerationChange::Writing { generation: write.generation, run: write.run, write: id })
+        write.id = Some(Uuid::new_v4());
+        write.report()
+    }
+
+    /// Returns reports of this worker's writes whose last report is a while ago.
+    pub(super) fn write_reports_due(&mut self) -> Vec<(ObjectDigest, GenerationChange)> {
+        let due = |write: &OwnWrite| write.reported_at.elapsed() >= WRITE_REPORT_INTERVAL;
+        let writes = self.own_writes.iter_mut().filter(|(_, write)| due(write));
+        writes.filter_map(|(object, write)| Some((*object, write.report()?))).collect()
     }
 
     /// Returns the highest known delivery above a generation.
@@ -218,18 +244,39 @@ impl GenerationTable {
         self.pending.get(&this.object).filter(|known| known.lowest <= this.generation).map(|known| known.since)
     }
 
+    /// Returns the same, if this generation stays pending for all workers until it, or a higher
+    /// one, is delivered: it was reported, or lies between others that were.
+    pub(super) fn announced_since(&self, this: ObjectGeneration) -> Option<Instant> {
+        let announced = |known: &PendingGenerations| (known.lowest..=known.highest).contains(&this.generation);
+        self.pending.get(&this.object).filter(announced).map(|known| known.since)
+    }
+
+    /// Returns true if a delivery of this generation, or of a higher one, is known.
+    pub(super) fn knows_delivery(&self, this: ObjectGeneration) -> bool {
+        let below = ObjectGeneration { generation: this.generation.saturating_sub(1), ..this };
+        self.newer_than(below).is_some()
+    }
+
     /// Begins a write without a report, unless a generation of the object is pending or written.
     pub(super) fn begin_unreported(&mut self, this: ObjectGeneration, run: Uuid) -> bool {
         if self.pending.contains_key(&this.object) || self.live_writes(this.object).is_some() {
             return false;
         }
-        let own = OwnWrite { generation: this.generation, run, id: None };
-        self.own_writes.insert(this.object, own);
+        self.own_writes.insert(this.object, OwnWrite::new(this.generation, run, None));
         true
     }
 
-    /// Ends a write that began without a report. Returns its id, if it was reported since.
-    pub(super) fn end_unreported(&mut self, object: ObjectDigest) -> Option<Uuid> {
+    /// Begins a write that was reported and has its turn. Returns a new report if the others take
+    /// it for ended.
+    pub(super) fn begin_reported(&mut self, this: ObjectGeneration, run: Uuid, id: Uuid) -> Option<GenerationChange> {
+        let mut write = OwnWrite::new(this.generation, run, Some(id));
+        let again = if self.turn(this.object, id).is_none() { write.report() } else { None };
+        self.own_writes.insert(this.object, write);
+        again
+    }
+
+    /// Ends a write of this worker. Returns its id, if it was reported.
+    pub(super) fn end_own_write(&mut self, object: ObjectDigest) -> Option<Uuid> {
         self.own_writes.remove(&object)?.id
     }
 

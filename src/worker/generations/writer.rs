@@ -16,6 +16,7 @@ use crate::domain::control::GenerationChange;
 use crate::domain::generation::{NewerDelivery, ObjectGeneration};
 use crate::domain::job::JobId;
 use crate::domain::outcome::{Failure, Reason, TransferResult};
+use crate::queue::DeliveryTag;
 use crate::upload::WriteGate;
 
 /// Time in which a report must be read back. Beyond, the attempt ends as interrupted; where nothing
@@ -37,12 +38,8 @@ pub(in crate::worker) struct WritingJob {
     pub(in crate::worker) late: bool,
     /// Time from which on the attempt is a late one: it is leased by then.
     pub(in crate::worker) late_from: Instant,
-}
-
-impl WritingJob {
-    fn is_late(&self) -> bool {
-        self.late || Instant::now() >= self.late_from
-    }
+    /// Delivery of the job.
+    pub(in crate::worker) ticket: DeliveryTag,
 }
 
 /// Report of a delivery on its way to the other workers.
@@ -104,7 +101,7 @@ impl ObjectWriter {
     /// a newer generation is delivered.
     pub(in crate::worker) async fn superseded(&self) {
         let newer = loop {
-            let unreported = |table: &GenerationTable| self.job.late && table.pending_since(self.this).is_none();
+            let unreported = |table: &GenerationTable| self.job.late && table.announced_since(self.this).is_none();
             let change = |table: &mut GenerationTable| {
                 let newer = table.newer_than(self.this);
                 (newer.is_some() || unreported(table)).then_some(newer)
@@ -146,8 +143,11 @@ impl ObjectWriter {
         let mut table = self.generations.table.lock();
         let id = match write_state {
             WriteState::Outside => None,
-            WriteState::Unreported => table.end_unreported(self.this.object),
-            WriteState::Reported { id, .. } => Some(id),
+            WriteState::Unreported => table.end_own_write(self.this.object),
+            WriteState::Reported { id, .. } => {
+                table.end_own_write(self.this.object);
+                Some(id)
+            }
         };
         let awaited = delivered && table.delivered(self.this, self.job.id.as_str().into());
         drop(table);
@@ -179,23 +179,33 @@ impl ObjectWriter {
             WriteState::Outside | WriteState::Reported { .. } => {}
         }
         let latest = Instant::now() + READ_BACK_TIMEOUT;
-        if !self.job.is_late() {
+        if !self.is_late() {
             let _ = timeout_at(latest, self.generations.backlog.wait()).await;
         }
         if self.begin_unreported() {
             return Ok(());
         }
-        if self.job.is_late() {
-            self.generations.announce(self.this).await;
+        if self.is_late() && !self.generations.announce(self.this).await {
+            self.write_unordered(Uuid::new_v4());
+            return Ok(());
         }
         self.wait_for_answers(latest).await?;
         self.wait_for_turn(latest).await
     }
 
+    /// Returns true unless this is certainly the only delivery of the job. A delivery that was lost
+    /// with its connection is redelivered, perhaps to another worker. While the connection is lost,
+    /// that is not known, and a report would only keep the attempt waiting.
+    fn is_late(&self) -> bool {
+        let generations = &self.generations;
+        let is_redelivered = || generations.backlog.is_current() && !generations.reporter.can_settle(self.job.ticket);
+        self.job.late || Instant::now() >= self.job.late_from || is_redelivered()
+    }
+
     /// Begins a write that nobody needs to know of.
     fn begin_unreported(&self) -> bool {
         let known = self.generations.backlog.is_read();
-        if self.job.is_late() || !known || !self.generations.table.lock().begin_unreported(self.this, self.job.run) {
+        if self.is_late() || !known || !self.generations.table.lock().begin_unreported(self.this, self.job.run) {
             return false;
         }
         self.state.lock().write = WriteState::Unreported;
@@ -205,8 +215,8 @@ impl ObjectWriter {
     /// Waits until every worker had the time to answer that a newer generation was delivered.
     async fn wait_for_answers(&self, latest: Instant) -> Result<(), Refusal> {
         let (generations, this) = (&self.generations, self.this);
-        let since = if self.job.is_late() {
-            timeout_at(latest, generations.wait_for(|table| table.pending_since(this))).await.ok()
+        let since = if self.is_late() {
+            timeout_at(latest, generations.wait_for(|table| table.announced_since(this))).await.ok()
         } else {
             generations.table.lock().pending_since(this)
         };
@@ -226,15 +236,7 @@ impl ObjectWriter {
         let read_back = generations.wait_for(|table| table.turn(object, id));
         let read_back = timeout_at(latest, unless_refused(read_back, reported)).await;
         if matches!(read_back, Ok(None)) || read_back.is_err() && !generations.reads.load(Ordering::Relaxed) {
-            tracing::warn!(
-                event = "generation_unordered",
-                job_id = %self.job.id,
-                next = "a late job writes its object without a comparison of generations",
-                remedy = "check the stream `<prefix>.control`, and publish the newest file of the object again if it was overwritten",
-                "the control stream is unusable"
-            );
-            generations.reporter.count_unordered();
-            self.state.lock().write = WriteState::Reported { id, permitted: true };
+            self.write_unordered(id);
             return Ok(());
         }
         if read_back.is_err() {
@@ -252,8 +254,23 @@ impl ObjectWriter {
                 Err(_) => {}
             }
         }
+        let again = generations.table.lock().begin_reported(self.this, self.job.run, id);
         self.state.lock().write = WriteState::Reported { id, permitted: true };
+        again.into_iter().for_each(|report| drop(generations.reporter.report(object, report)));
         Ok(())
+    }
+
+    /// Begins a write without a turn: nobody can be informed of it.
+    fn write_unordered(&self, id: Uuid) {
+        tracing::warn!(
+            event = "generation_unordered",
+            job_id = %self.job.id,
+            next = "a late job writes its object without a comparison of generations",
+            remedy = "check the stream `<prefix>.control`, and publish the newest file of the object again if it was overwritten",
+            "the control stream is unusable"
+        );
+        self.generations.reporter.count_unordered();
+        self.state.lock().write = WriteState::Reported { id, permitted: true };
     }
 }
 

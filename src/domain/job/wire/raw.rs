@@ -13,7 +13,7 @@ use crate::domain::destination::strict::{object, unique};
 use crate::domain::job::{Compression, IfExists};
 
 /// Largest generation: every language has an integer for it.
-pub(in crate::domain::job) const MAX_GENERATION: u64 = i64::MAX as u64;
+pub const MAX_GENERATION: u64 = i64::MAX as u64;
 
 /// Transfer job: one source that is delivered as one object.
 #[serde_with::skip_serializing_none]

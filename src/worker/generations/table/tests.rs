@@ -52,14 +52,14 @@ async fn a_delivery_supersedes_lower_generations_and_no_equal_one() {
 async fn a_first_attempt_needs_no_report_unless_something_is_pending_or_written() {
     let mut table = table();
     assert!(table.begin_unreported(at(2), id(2)));
-    assert_eq!(table.end_unreported(object()), None);
+    assert_eq!(table.end_own_write(object()), None);
     assert!(!table.delivered(at(2), job(2)));
     table.apply(object(), pending(1));
     assert!(!table.begin_unreported(at(3), id(3)));
     assert!(table.delivered(at(3), job(3)), "the pending one must know");
     table.apply(object(), delivered(3, None));
     assert!(table.begin_unreported(at(4), id(4)), "nothing is pending any more");
-    table.end_unreported(object());
+    table.end_own_write(object());
     table.apply(object(), writing(5, 5, 5));
     assert!(!table.begin_unreported(at(6), id(6)));
 }
@@ -82,7 +82,7 @@ async fn a_write_in_flight_is_reported_once_something_becomes_pending() {
     let [GenerationChange::Writing { generation: 2, run, write }] = answers[..] else { panic!("{answers:?}") };
     assert_eq!(run, id(7));
     assert!(table.apply(object(), pending(0)).is_empty(), "once");
-    assert_eq!(table.end_unreported(object()), Some(write));
+    assert_eq!(table.end_own_write(object()), Some(write));
 }
 
 #[tokio::test(start_paused = true)]
@@ -140,4 +140,80 @@ async fn a_worker_that_stops_leaves_what_nobody_else_knows() {
     table.delivered(at(3), job(3));
     tokio::time::advance(Duration::from_mins(7)).await;
     assert!(table.unreported_deliveries(Duration::from_secs(60)).is_empty());
+}
+
+#[tokio::test]
+async fn each_pending_generation_is_announced_until_it_is_delivered() {
+    let mut table = table();
+    table.apply(object(), pending(1));
+    assert!(table.announced_since(at(1)).is_some());
+    assert!(table.announced_since(at(3)).is_none(), "the end of the first would end both");
+    table.apply(object(), pending(3));
+    assert!(table.announced_since(at(2)).is_some() && table.announced_since(at(3)).is_some());
+    table.apply(object(), delivered(1, None));
+    assert!(!table.begin_unreported(at(4), id(4)), "the third waits");
+    assert!(table.delivered(at(4), job(4)), "and must know of the fourth");
+}
+
+#[tokio::test]
+async fn a_repetition_with_a_higher_generation_is_no_known_delivery() {
+    let mut table = table();
+    table.delivered(at(2), job(2));
+    assert!(table.knows_delivery(at(1)) && table.knows_delivery(at(2)) && !table.knows_delivery(at(3)));
+    table.apply(object(), delivered(3, None));
+    assert!(table.knows_delivery(at(3)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_in_progress_is_reported_again() {
+    let mut table = table();
+    table.apply(object(), writing(1, 1, 1));
+    assert_eq!(table.begin_reported(at(1), id(1), id(1)), None);
+    assert!(table.write_reports_due().is_empty());
+    tokio::time::advance(WRITE_REPORT_INTERVAL).await;
+    assert_eq!(table.write_reports_due(), [(object(), writing(1, 1, 1))]);
+    assert!(table.write_reports_due().is_empty(), "not before the next interval");
+    table.apply(object(), writing(1, 1, 1));
+    tokio::time::advance(WRITE_TTL - Duration::from_secs(1)).await;
+    assert_eq!(table.turn(object(), id(1)), Some(Turn::First));
+    assert_eq!(table.end_own_write(object()), Some(id(1)));
+    assert!(table.write_reports_due().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_is_not_that_of_a_lost_worker_stays_in_progress() {
+    let mut table = table();
+    assert!(table.begin_unreported(at(1), id(1)));
+    let reported = table.apply(object(), pending(1));
+    let [GenerationChange::Writing { write: own, .. }] = reported[..] else { panic!("{reported:?}") };
+    reported.into_iter().for_each(|report| drop(table.apply(object(), report)));
+    // Another worker was given the job, too, and ends first.
+    table.apply(object(), writing(1, 1, 2));
+    let again = table.apply(object(), delivered(1, Some(2)));
+    assert_eq!(again, [GenerationChange::Writing { generation: 1, run: id(1), write: own }]);
+    again.into_iter().for_each(|report| drop(table.apply(object(), report)));
+    table.apply(object(), writing(2, 2, 3));
+    tokio::time::advance(2 * UNKNOWN_WRITE_TIME).await;
+    assert_eq!(table.turn(object(), id(3)), Some(Turn::Waits));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_turn_that_expired_while_it_was_waited_for_is_reported_again() {
+    let mut table = table();
+    table.apply(object(), writing(1, 1, 1));
+    tokio::time::advance(WRITE_TTL).await;
+    assert_eq!(table.begin_reported(at(1), id(1), id(1)), Some(writing(1, 1, 1)));
+}
+
+#[tokio::test]
+async fn what_is_handed_over_is_what_was_not_reported() {
+    let mut table = table();
+    let object = |number: usize| ObjectDigest::parse(&Uuid::from_u128(number as u128).to_string()).unwrap();
+    for number in 0..MAX_HANDED_OVER + 10 {
+        table.delivered(ObjectGeneration { object: object(number), generation: 2 }, job(2));
+    }
+    (0..10).for_each(|number| drop(table.apply(object(number), delivered(2, None))));
+    let handed_over = table.unreported_deliveries(Duration::from_secs(60));
+    assert_eq!(handed_over.len(), MAX_HANDED_OVER);
+    assert!(handed_over.iter().all(|(handed_over, _)| *handed_over >= object(10)));
 }
