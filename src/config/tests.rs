@@ -231,6 +231,10 @@ fn invalid_and_conflicting_values_are_refused() {
         ("[metrics]\nmax_destinations = 0".to_owned(), "2: metrics.max_destinations: "),
         ("[check]\negress_addresses = [\"192.0.2.0/33\"]".to_owned(), "2: check.egress_addresses: "),
         ("[log]\nfilter = \"consign=loud\"".to_owned(), "2: log.filter: is not a filter"),
+        (
+            "[log]\nfilter = \"loud\"".to_owned(),
+            "2: log.filter: is not a level; write error, warn, info, debug or trace",
+        ),
         ("[log]\nformat = \"xml\"".to_owned(), "2: log.format: is not a valid value; give \"json\" or \"text\""),
         (format!("{role}{arn}, access_key_id = \"AKIA\" }}"), "4: destinations.a.auth.access_key_id: does not belong"),
         (format!("{role}{arn} }}\nid = \"b\""), "5: destinations.a.id: differs"),
@@ -308,6 +312,10 @@ fn values_that_only_seem_to_conflict_are_accepted() {
         "[aws]\nforce_path_style = true",
         "[check]\negress_addresses = [\"192.0.2.0/24\", \"2001:db8::1\"]",
         "[source]\nschemes = [\"file\"]",
+        "[log]\nfilter = \"off\"",
+        "[log]\nfilter = \"consign\"",
+        "[log]\nfilter = \"lapin=off\"",
+        "[log]\nfilter = \"consign=debug,warn\"",
         "[inline]\nenabled = true\nexternal_id_pattern = \"ours:{tenant}:*\"\naccounts = [\"123456789012\"]",
     ] {
         assert!(load_str(text).is_ok(), "{text}: {}", load_str(text).unwrap_err());
