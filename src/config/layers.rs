@@ -20,6 +20,8 @@ const ENVIRONMENT_PREFIX: &str = "CONSIGN__";
 
 /// Schemes of URLs that may contain a password.
 const AMQP_SCHEMES: [&str; 2] = ["amqp:", "amqps:"];
+const AMQP_ON_COMMAND_LINE: &str = "an amqp URL may hold a password, so it may not be given on the command line, which other users can see; use \
+     the environment variable CONSIGN__BROKER__URL or broker.url_file";
 const SECRET_ON_COMMAND_LINE: &str = "a secret may not be given on the command line, which other users can see; use the environment variable \
      (CONSIGN__SECTION__KEY) or the key that ends with _file";
 /// Text for a URL with an unknown scheme: most likely a mistyped `sqlite:`.
@@ -133,8 +135,12 @@ impl Layers {
         let path: Vec<String> = key.split('.').map(str::to_owned).collect();
         // Every user of the machine can see a command line.
         if keys::is_secret(&path) && !value.starts_with("sqlite:") {
-            let mistyped = key == "broker.url" && !AMQP_SCHEMES.iter().any(|scheme| value.starts_with(scheme));
-            let text = if mistyped { NOT_A_BROKER_URL } else { SECRET_ON_COMMAND_LINE };
+            let is_amqp = AMQP_SCHEMES.iter().any(|scheme| value.starts_with(scheme));
+            let text = match key {
+                "broker.url" if is_amqp => AMQP_ON_COMMAND_LINE,
+                "broker.url" => NOT_A_BROKER_URL,
+                _ => SECRET_ON_COMMAND_LINE,
+            };
             return self.refuse(origin, key, text.to_owned());
         }
         self.scalar(origin, &path, value);
