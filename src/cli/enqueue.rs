@@ -204,7 +204,7 @@ async fn publish(
             }
             Err(invalid) => {
                 result.failed += 1;
-                progress.notice(&format!("{invalid}; nothing after it was published"));
+                progress.notice(&format!("{invalid}; no later line was published"));
             }
         }
     }
