@@ -21,6 +21,7 @@ use std::sync::Arc;
 use futures_util::StreamExt as _;
 
 use crate::config::SourceConfig;
+use crate::domain::destination::BucketName;
 use crate::domain::job::lease::SourceMark;
 use crate::domain::job::{self, Location};
 use crate::domain::outcome::{Failure, Reason};
@@ -48,7 +49,7 @@ pub struct Sources {
 
 impl Sources {
     /// Builds the clients. `min_rate` is in bytes per second; `staging` is a client with the
-    /// worker's own identity, for `s3://` sources.
+    /// worker's own identity, for `s3://` sources; `None` if `source.s3` is empty.
     ///
     /// # Errors
     /// The reason why https sources cannot be read at all (no root certificates).
@@ -82,7 +83,7 @@ impl Sources {
             let opened = match &source.location {
                 Location::File(path) => return self.open_file(source, path, reader).await,
                 Location::Http(url) => self.http()?.open(url).await?,
-                Location::S3 { bucket, key } => self.s3()?.open(bucket, key, reader).await?,
+                Location::S3 { bucket, key } => self.s3(bucket)?.open(bucket, key, reader).await?,
             };
             self.stream(source, opened, 0)
         };
@@ -115,7 +116,7 @@ impl Sources {
             let opened = match &source.location {
                 Location::File(path) => return self.reopen_file(source, path, reader, checkpoint).await,
                 Location::Http(url) => self.http()?.open_at(url, checkpoint, from).await?,
-                Location::S3 { bucket, key } => self.s3()?.open_at(bucket, key, reader, checkpoint, from).await?,
+                Location::S3 { bucket, key } => self.s3(bucket)?.open_at(bucket, key, reader, checkpoint, from).await?,
             };
             let Some(mut opened) = opened else { return Ok(None) };
             // The length that the origin reported first holds for the same content, even if it reports
@@ -131,8 +132,9 @@ impl Sources {
         self.http.as_ref().ok_or_else(|| forbidden("source.schemes does not list https"))
     }
 
-    fn s3(&self) -> Result<&S3Source, Failure> {
-        self.s3.as_ref().ok_or_else(|| forbidden("this worker has no AWS identity to read s3 sources with"))
+    fn s3(&self, bucket: &BucketName) -> Result<&S3Source, Failure> {
+        let none = || forbidden("source.s3 lists no bucket").hint(format!("add {bucket} to [[source.s3]]"));
+        self.s3.as_ref().ok_or_else(none)
     }
 
     /// Allows `http` by `source.allow_http` alone, every other scheme by `source.schemes`.
@@ -272,8 +274,13 @@ fn forbidden(message: &str) -> Failure {
 /// Prefixes a refusal with the job's field, as every other refusal of a job has it.
 fn name_job_field(failure: Failure) -> Failure {
     match failure.reason {
-        Reason::SourceForbidden => Failure { message: format!("source.url: {}", failure.message), ..failure }
-            .hint("use a source that [source] of the worker's configuration permits"),
+        Reason::SourceForbidden => {
+            let hint = match &*failure.hint {
+                "" => "use a source that [source] of the worker's configuration permits".to_owned(),
+                own => own.to_owned(),
+            };
+            Failure { message: format!("source.url: {}", failure.message), hint, ..failure }
+        }
         _ => failure,
     }
 }

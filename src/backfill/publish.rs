@@ -126,7 +126,7 @@ impl BackfillPublisher<'_> {
         });
         let jobs = jobs.filter_map(|job| std::future::ready(job.ok())).take_until(failed.cancelled());
         let publishing = jobs.map(|job| {
-            let PreparedJob { id, destination, publication } = job.prepared;
+            let PreparedJob { id, destination, publication, .. } = job.prepared;
             let published = (self.publish)(self.with_headers(publication));
             async move { (published.await, id, destination) }
         });

@@ -61,6 +61,9 @@ impl Template {
     /// # Errors
     /// All problems, each with its field.
     pub fn parse(text: &str, variables: &BTreeMap<String, String>) -> Result<Self, Vec<String>> {
+        if text.trim().is_empty() {
+            return Err(vec!["is empty; write one job, as `consign schema job` describes it".to_owned()]);
+        }
         let given: Value = serde_json::from_str(text).map_err(|problem| {
             vec![format!("is not JSON ({problem}); write one job, as `consign schema job` describes it")]
         })?;

@@ -114,7 +114,7 @@ async fn publish(args: BackfillRunArgs, config: &Config, json: bool) -> Result<E
     } else {
         None
     };
-    progress.notice(&format!("backfill {}: {} jobs; record {}", plan.backfill, plan.job_count(), path.display()));
+    progress.notice(&format!("backfill {}: {}; record {}", plan.backfill, jobs(plan.job_count()), path.display()));
     // Those of the first command: one that continues was not repeated on purpose.
     let (earlier, run) = (journal.header.cancellations(), journal.header.run());
     let watched = BackfillRun { backfill: plan.backfill.clone(), started_at, earlier: earlier.clone() };
@@ -231,6 +231,11 @@ async fn cancel(args: BackfillIdArgs, config: &Config, json: bool) -> Result<Exi
     })
 }
 
+/// Formats a number of jobs.
+fn jobs(count: usize) -> String {
+    if count == 1 { "1 job".to_owned() } else { format!("{count} jobs") }
+}
+
 /// Records the cancellation. Returns true where there is a journal.
 fn record_cancellation(path: &Path, id: &BackfillId, at: Timestamp) -> bool {
     journal::record_cancelled(path, id, at).unwrap_or_else(|problem| {
@@ -253,6 +258,11 @@ mod tests {
 
     use super::*;
     use crate::cli::{Cli, Command};
+
+    #[test]
+    fn one_job_is_singular() {
+        assert_eq!([0, 1, 2].map(jobs), ["0 jobs", "1 job", "2 jobs"]);
+    }
 
     #[test]
     fn contradicting_arguments_are_a_usage_error() {

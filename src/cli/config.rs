@@ -36,18 +36,21 @@ fn validated(loaded: &Loaded, source: &Reload, json: bool) -> Exit {
     } else {
         super::print(&format!("the configuration is valid; destinations: {count}"))
     };
-    remarks(loaded, source).into_iter().for_each(super::notice);
+    remarks(loaded, source).iter().for_each(|remark| super::notice(remark));
     printed
 }
 
 /// Warnings about a valid configuration that may not be intended: some commands need no broker.
-fn remarks(loaded: &Loaded, source: &Reload) -> Vec<&'static str> {
+fn remarks(loaded: &Loaded, source: &Reload) -> Vec<String> {
     let no_file = source.files.is_empty().then_some("warning: no file was read; name one with -c");
     let no_broker = loaded.config.broker.required_url().is_err();
     let no_broker = no_broker.then_some(
         "warning: broker.url is not set, and `consign run` needs it; set it, broker.url_file or CONSIGN__BROKER__URL",
     );
-    no_file.into_iter().chain(no_broker).collect()
+    let empty = source.empty_directories().map(|path| {
+        format!("warning: {} has no *.toml file; add one, or correct the directory given with -c", path.display())
+    });
+    empty.chain(no_file.into_iter().chain(no_broker).map(str::to_owned)).collect()
 }
 
 fn refused(problems: &ConfigProblems) -> Value {
@@ -100,6 +103,9 @@ mod tests {
         let file = reported("", &["consign.toml"]);
         assert!(!file.contains("no file") && file.contains("`consign run` needs it"), "{file}");
         assert_eq!(reported("[broker]\nurl = \"sqlite:q.db\"", &["consign.toml"]), "");
+        let folder = tempfile::tempdir().unwrap();
+        let empty = reported("[broker]\nurl = \"sqlite:q.db\"", &[&folder.path().display().to_string()]);
+        assert!(empty.ends_with("has no *.toml file; add one, or correct the directory given with -c"), "{empty}");
     }
 
     #[test]

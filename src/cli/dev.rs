@@ -24,7 +24,7 @@ pub struct DevArgs {
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// Port of the status page. If it is taken, a free port is used [default: 9464]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     port: Option<u16>,
 }
 
@@ -97,6 +97,13 @@ mod tests {
         assert_eq!(exit(with(5, 0, 0), WorkerExit::TimedOut, true, true), Exit::Failed);
         let forced = WorkerExit::Forced(TerminationSignal::Interrupt);
         assert_eq!(exit(with(5, 0, 0), forced, true, true), Exit::Signal(TerminationSignal::Interrupt));
+    }
+
+    #[test]
+    fn a_negative_port_is_refused_with_the_range() {
+        let line = ["consign", "dev", "--port", "-1"].map(std::ffi::OsString::from);
+        let refused = crate::cli::Cli::from_arguments(line).unwrap_err().to_string();
+        assert!(refused.contains("-1 is not in 0..=65535"), "{refused}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod input;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use url::Url;
 use super::output::ProgressReporter;
 use super::wait::{OutcomeWaiter, ShownOutcomes, WaitOptions};
 use super::workers::{Workers, worker_url};
-use super::{CommandError, Exit, broker, configured_destinations, fail, notice, parse_duration};
+use super::{CommandError, Exit, broker, configured_destinations, fail, parse_duration};
 use crate::config::Config;
 use crate::domain::destination::DestinationId;
 use crate::domain::lane::Lane;
@@ -94,14 +95,12 @@ pub async fn execute(args: EnqueueArgs, config: Config, json: bool) -> Exit {
 async fn run(args: EnqueueArgs, config: Config, json: bool) -> Result<Exit, CommandError> {
     broker::require(&config.broker)?;
     let format = PublishFormat { lane: args.lane.into(), compact: args.compact, created_at: Some(Timestamp::now()) };
-    let warning = args.to.as_deref().and_then(|to| unknown_destination(&config, to));
     let input = match (args.file, args.source, args.to, args.key) {
         (None, Some(source), Some(to), Some(key)) => JobInput::one(format, args.id, &source, to, key)?,
         (Some(file), ..) if file.as_os_str() == "-" => JobInput::stdin(format).await?,
         (Some(file), ..) => JobInput::file(format, &file).await?,
         _ => return Err(CommandError::Failed("give a file, `-`, or --source, --to and --key".to_owned())),
     };
-    warning.iter().for_each(|warning| notice(warning));
     let queue = broker::connect(&config, COMMAND).await?;
     let progress = ProgressReporter::publishing(input.length, json);
     let waiter = if args.wait {
@@ -110,7 +109,8 @@ async fn run(args: EnqueueArgs, config: Config, json: bool) -> Result<Exit, Comm
     } else {
         None
     };
-    let result = publish(&*queue, input, waiter.as_ref(), &progress).await;
+    let unknown = UnknownDestinations { config: &config, warned: HashSet::new() };
+    let result = publish(&*queue, input, waiter.as_ref(), unknown, &progress).await;
     queue.close().await;
     match waiter {
         Some(waiter) if result.published > 0 => {
@@ -125,15 +125,27 @@ async fn run(args: EnqueueArgs, config: Config, json: bool) -> Result<Exit, Comm
     }
 }
 
-/// Warning about a destination that may be mistyped. Where none is configured, only the workers
+/// Warnings about destinations that may be mistyped. Where none is configured, only the workers
 /// know theirs.
-fn unknown_destination(config: &Config, to: &str) -> Option<String> {
-    let id = DestinationId::parse(to).ok()?;
-    if config.destinations.is_empty() || config.destinations.contains_key(&id) {
-        return None;
+struct UnknownDestinations<'a> {
+    config: &'a Config,
+    /// Destinations that were warned about.
+    warned: HashSet<DestinationId>,
+}
+
+impl UnknownDestinations<'_> {
+    /// Returns the warning about the job's destination, once for each destination.
+    fn warning(&mut self, job: &PreparedJob) -> Option<String> {
+        let id = DestinationId::parse(&job.destination).ok().filter(|_| !job.is_inline)?;
+        let destinations = &self.config.destinations;
+        if destinations.is_empty() || destinations.contains_key(&id) || !self.warned.insert(id.clone()) {
+            return None;
+        }
+        let known = configured_destinations(self.config);
+        Some(format!(
+            "warning: {id} is not in the configuration ({known}); published anyway, as the workers may have it"
+        ))
     }
-    let known = configured_destinations(config);
-    Some(format!("warning: {id} is not in the configuration ({known}); published anyway, as the workers may have it"))
 }
 
 #[derive(Debug, Default)]
@@ -170,15 +182,20 @@ async fn publish(
     queue: &dyn JobPublisher,
     input: JobInput,
     waiter: Option<&OutcomeWaiter>,
+    mut unknown: UnknownDestinations<'_>,
     progress: &ProgressReporter,
 ) -> EnqueueResult {
     let mut result = EnqueueResult::default();
-    let jobs = input.jobs.map(|job| async move {
+    let jobs = input.jobs.inspect(|job| {
+        let warning = job.as_ref().ok().and_then(|job| unknown.warning(job));
+        warning.iter().for_each(|warning| progress.notice(warning));
+    });
+    let jobs = jobs.map(|job| async move {
         let job = job?;
         if let Some(waiter) = waiter {
             waiter.expect(&job.id, &job.destination);
         }
-        let PreparedJob { id, destination, publication } = job;
+        let PreparedJob { id, destination, publication, .. } = job;
         Ok::<_, InputError>((id, destination, queue.publish(publication).await))
     });
     let mut results = std::pin::pin!(jobs.buffer_unordered(CONFIRM_WINDOW));
@@ -204,7 +221,7 @@ async fn publish(
             }
             Err(invalid) => {
                 result.failed += 1;
-                progress.notice(&format!("{invalid}; nothing after it was published"));
+                progress.notice(&format!("{invalid}; no later line was published"));
             }
         }
     }
@@ -219,9 +236,23 @@ mod tests {
     fn an_unknown_destination_is_reported_with_the_configured_ones() {
         let acme = "[destinations.acme]\nbucket = \"acme-bucket\"\nregion = \"eu-west-1\"\n\
                     auth = {method = \"access_key\", access_key_id = \"AKIAEXAMPLE\", secret_access_key = \"s\"}\n";
-        let unknown = |toml: &str, to| unknown_destination(&crate::config::load_str(toml).unwrap().config, to);
-        assert_eq!((unknown(acme, "acme"), unknown("", "nosuch")), (None, None));
-        let warning = unknown(acme, "nosuch").unwrap();
+        let job = |to: &str| {
+            let body =
+                format!(r#"{{"version":1,"id":"a","source":{{"url":"file:///a"}},"destination":{to},"key":"k"}}"#);
+            let format = PublishFormat { lane: Lane::Scheduled, compact: false, created_at: None };
+            PreparedJob::new(format, body.as_bytes()).unwrap()
+        };
+        let warnings = |toml: &str, to: &[&str]| {
+            let config = crate::config::load_str(toml).unwrap().config;
+            let mut unknown = UnknownDestinations { config: &config, warned: HashSet::new() };
+            to.iter().filter_map(|to| unknown.warning(&job(to))).collect::<Vec<_>>()
+        };
+        let inline = r#"{"id":"own","bucket":"own-bucket","region":"eu-west-1","auth":{"method":"iam_role","role_arn":"arn:aws:iam::123456789012:role/r"}}"#;
+        assert_eq!(warnings(acme, &["\"acme\"", inline]), [""; 0]);
+        assert_eq!(warnings("", &["\"nosuch\""]), [""; 0]);
+        let all = warnings(acme, &["\"nosuch\"", "\"acme\"", "\"nosuch\"", "\"other\""]);
+        let [warning, other] = all.as_slice() else { panic!("{all:?}") };
+        assert!(other.starts_with("warning: other is not in"), "{other}");
         assert!(
             warning.starts_with("warning: nosuch is not in the configuration (configured: acme); published anyway"),
             "{warning}"

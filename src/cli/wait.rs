@@ -160,7 +160,7 @@ impl OutcomeWaiter {
         let end = self.wait(&options).await;
         self.task.abort();
         let counts = state.counts();
-        let mut summary = counts.to_string();
+        let mut summary = summarize(counts, options.unpublished);
         if end == WaitEnd::Interrupted {
             state.progress.finish(&format!("{summary} (interrupted; the jobs stay queued)"));
             return Exit::Signal(TerminationSignal::Interrupt);
@@ -223,6 +223,10 @@ async fn explain(state: &WaitState, workers: &Workers) -> Infallible {
     }
 }
 
+fn summarize(counts: OutcomeCounts, unpublished: u64) -> String {
+    if unpublished == 0 { counts.to_string() } else { format!("{counts}, {unpublished} not published") }
+}
+
 fn exit(counts: OutcomeCounts, unpublished: u64) -> Exit {
     if counts.unsuccessful() == 0 && counts.pending() == 0 && unpublished == 0 {
         Exit::Done
@@ -251,9 +255,11 @@ async fn receive_all(mut outcomes: Box<dyn Outcomes>, state: Arc<WaitState>, not
 
 fn outcome_line(outcome: &ObservedOutcome, kind: OutcomeKind) -> String {
     let mut text = format!("{}: {}", outcome.subject, kind.as_str());
-    let details = [&outcome.data.reason, &outcome.data.message, &outcome.data.hint].into_iter().flatten();
-    for detail in details.filter(|detail| !detail.is_empty()) {
-        text = format!("{text}: {detail}");
+    let details = [(": ", &outcome.data.reason), (": ", &outcome.data.message), ("; ", &outcome.data.hint)];
+    for (before, detail) in details {
+        if let Some(detail) = detail.as_deref().filter(|detail| !detail.is_empty()) {
+            text = format!("{text}{before}{detail}");
+        }
     }
     match &outcome.data.retry_at {
         Some(at) => format!("{text} (next attempt at {})", timestamp(at)),
@@ -279,12 +285,18 @@ mod tests {
     }
 
     #[test]
+    fn the_summary_counts_jobs_that_were_not_published() {
+        let counts = OutcomeCounts { delivered: 1, ..OutcomeCounts::default() };
+        assert_eq!([summarize(counts, 0), summarize(counts, 1)], ["1 delivered", "1 delivered, 1 not published"]);
+    }
+
+    #[test]
     fn a_line_has_reason_message_and_remedy() {
         let outcome: ObservedOutcome = serde_json::from_str(
             r#"{"subject":"a","time":"2027-01-15T08:00:00Z","type":"consign.transfer.failed.v1","data":{"reason":"kms_denied","message":"m","hint":"h","retry_at":"2027-01-15T08:02:00.123456789Z"}}"#,
         )
         .unwrap();
         let line = outcome_line(&outcome, outcome.kind().unwrap());
-        assert_eq!(line, "a: failed: kms_denied: m: h (next attempt at 2027-01-15T08:02:00Z)");
+        assert_eq!(line, "a: failed: kms_denied: m; h (next attempt at 2027-01-15T08:02:00Z)");
     }
 }

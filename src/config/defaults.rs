@@ -27,6 +27,7 @@ impl Default for BrokerConfig {
             client_key_file: None,
             allow_plaintext: false,
             reply_to: ["amq.rabbitmq.reply-to.*", "<prefix>.reply.*"].map(str::to_owned).to_vec(),
+            without_file: false,
         }
     }
 }

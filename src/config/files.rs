@@ -99,6 +99,11 @@ fn members(path: &Path) -> Option<std::io::Result<Vec<PathBuf>>> {
     }))
 }
 
+/// Returns true for a directory without `*.toml` files.
+pub(super) fn is_empty_directory(path: &Path) -> bool {
+    members(path).is_some_and(|members| members.is_ok_and(|members| members.is_empty()))
+}
+
 /// Editors and Kubernetes keep hidden files beside those that count.
 fn is_member(name: &OsStr) -> bool {
     let name = name.as_bytes();

@@ -20,6 +20,8 @@ const ENVIRONMENT_PREFIX: &str = "CONSIGN__";
 
 /// Schemes of URLs that may contain a password.
 const AMQP_SCHEMES: [&str; 2] = ["amqp:", "amqps:"];
+const AMQP_ON_COMMAND_LINE: &str = "an amqp URL may hold a password, so it may not be given on the command line, which other users can see; use \
+     the environment variable CONSIGN__BROKER__URL or broker.url_file";
 const SECRET_ON_COMMAND_LINE: &str = "a secret may not be given on the command line, which other users can see; use the environment variable \
      (CONSIGN__SECTION__KEY) or the key that ends with _file";
 /// Text for a URL with an unknown scheme: most likely a mistyped `sqlite:`.
@@ -63,8 +65,14 @@ impl Layers {
     pub(super) fn text(&mut self, file: &Path, argument: usize, text: &str) {
         let lines = LineIndex::of(text);
         let (table, errors) = DeTable::parse_recoverable(text);
+        let rows: Vec<_> = if errors.is_empty() { Vec::new() } else { text.lines().collect() };
+        let mut doubled = None;
         for error in &errors {
-            let origin = ValueOrigin::file(file, error.span().map(|span| lines.at(span.start)));
+            let line = error.span().map(|span| lines.at(span.start));
+            if error.message() == "duplicate key" && is_in_doubled_table(&rows, line.unwrap_or(0), &mut doubled) {
+                continue;
+            }
+            let origin = ValueOrigin::file(file, line);
             // Only the message: the error's Display quotes the line, which may contain a secret.
             self.refuse(origin, "", format!("not valid TOML ({}); correct the syntax", error.message()));
         }
@@ -133,8 +141,12 @@ impl Layers {
         let path: Vec<String> = key.split('.').map(str::to_owned).collect();
         // Every user of the machine can see a command line.
         if keys::is_secret(&path) && !value.starts_with("sqlite:") {
-            let mistyped = key == "broker.url" && !AMQP_SCHEMES.iter().any(|scheme| value.starts_with(scheme));
-            let text = if mistyped { NOT_A_BROKER_URL } else { SECRET_ON_COMMAND_LINE };
+            let is_amqp = AMQP_SCHEMES.iter().any(|scheme| value.starts_with(scheme));
+            let text = match key {
+                "broker.url" if is_amqp => AMQP_ON_COMMAND_LINE,
+                "broker.url" => NOT_A_BROKER_URL,
+                _ => SECRET_ON_COMMAND_LINE,
+            };
             return self.refuse(origin, key, text.to_owned());
         }
         self.scalar(origin, &path, value);
@@ -189,4 +201,16 @@ impl Layers {
         let nodes = (1..=path.len()).rev().filter_map(|length| self.root.at(&path[..length]));
         nodes.into_iter().find(|node| node.place.layer > 0).map_or(ValueOrigin::Default, |node| self.origin_of(node))
     }
+}
+
+/// Returns true for a key in a table that occurs twice: the parser reports each of its keys besides
+/// its header. `doubled` is the line of the last such header.
+fn is_in_doubled_table(rows: &[&str], line: usize, doubled: &mut Option<usize>) -> bool {
+    let is_header = |row: &&str| row.trim_start().starts_with('[');
+    let before = line.saturating_sub(1);
+    if rows.get(before).is_some_and(is_header) {
+        *doubled = Some(line);
+        return false;
+    }
+    doubled.is_some_and(|header| rows.get(header..before).is_some_and(|between| !between.iter().any(is_header)))
 }

@@ -75,7 +75,9 @@ pub(super) fn load_files(
     for (key, value) in overrides {
         layers.flag(key, value);
     }
-    build(layers)
+    let mut loaded = build(layers)?;
+    loaded.config.broker.without_file = files.files.is_empty();
+    Ok(loaded)
 }
 
 /// Loads and validates TOML text alone, for tests and examples. Problems name it `text.toml`.

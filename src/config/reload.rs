@@ -9,7 +9,7 @@ use std::sync::Arc;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 
-use super::files::{ConfigFiles, fingerprint};
+use super::files::{ConfigFiles, fingerprint, is_empty_directory};
 use super::load::{Loaded, load, load_files};
 use super::problems::{ConfigProblem, ConfigProblems, ValueOrigin};
 use super::watch::FileWatch;
@@ -47,6 +47,11 @@ impl Reload {
     /// Names the sources of the configuration. Nothing is read yet.
     pub fn new(files: Vec<PathBuf>, overrides: Vec<(String, String)>) -> Self {
         Self { files, overrides, ..Self::default() }
+    }
+
+    /// Returns the directories without `*.toml` files.
+    pub fn empty_directories(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(PathBuf::as_path).filter(|path| is_empty_directory(path))
     }
 
     /// Loads and validates as [`load`].

@@ -82,6 +82,9 @@ pub struct BrokerConfig {
     /// Queues that the `reply_to` of a job may name: `*` stands for any characters, `<prefix>` for
     /// `broker.prefix`. Queues of consign itself are always refused, except `<prefix>.backfill.*`.
     pub reply_to: Vec<String>,
+    /// True if no configuration file was read, the usual cause of a missing URL.
+    #[serde(skip)]
+    pub without_file: bool,
 }
 
 impl BrokerConfig {
@@ -91,7 +94,12 @@ impl BrokerConfig {
     /// A problem of the configuration (exit 78) if there is no URL. The embedded queue is never
     /// a default.
     pub fn required_url(&self) -> Result<&SecretString, Invalid> {
-        let remedy = "is required by this command; set it, broker.url_file or CONSIGN__BROKER__URL";
+        let remedy = if self.without_file {
+            "is required by this command, and no configuration file was read; give it with -c or CONSIGN_CONFIG, or set \
+             broker.url, broker.url_file or CONSIGN__BROKER__URL"
+        } else {
+            "is required by this command; set it, broker.url_file or CONSIGN__BROKER__URL"
+        };
         self.url.as_ref().ok_or_else(|| Invalid::new("broker.url", remedy))
     }
 

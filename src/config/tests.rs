@@ -137,6 +137,16 @@ fn a_broken_file_is_reported_together_with_the_problems_of_others() {
 }
 
 #[test]
+fn a_table_that_occurs_twice_is_reported_once() {
+    let table =
+        "[destinations.a]\nbucket = \"abc\"\nregion = \"eu-central-1\"\nprefix = \"p\"\nauth.method = \"iam_role\"\n";
+    let line = |line: u32| format!("{line}: not valid TOML (duplicate key); correct the syntax");
+    assert_eq!(problems(&table.repeat(2)), [line(6)]);
+    let other = format!("{}[worker]\nslots = 1\nslots = 2\n", table.repeat(2));
+    assert_eq!(problems(&other), [line(6), line(13)]);
+}
+
+#[test]
 fn flags_override_the_environment_which_overrides_files_which_override_defaults() {
     let (_one, first) =
         written("[worker]\nslots = 1\nbackfill_slots = 1\nmax_attempts = 2\n[upload]\nmin_rate = \"1KiB\"\n");
@@ -231,6 +241,10 @@ fn invalid_and_conflicting_values_are_refused() {
         ("[metrics]\nmax_destinations = 0".to_owned(), "2: metrics.max_destinations: "),
         ("[check]\negress_addresses = [\"192.0.2.0/33\"]".to_owned(), "2: check.egress_addresses: "),
         ("[log]\nfilter = \"consign=loud\"".to_owned(), "2: log.filter: is not a filter"),
+        (
+            "[log]\nfilter = \"loud\"".to_owned(),
+            "2: log.filter: is not a level; write error, warn, info, debug or trace",
+        ),
         ("[log]\nformat = \"xml\"".to_owned(), "2: log.format: is not a valid value; give \"json\" or \"text\""),
         (format!("{role}{arn}, access_key_id = \"AKIA\" }}"), "4: destinations.a.auth.access_key_id: does not belong"),
         (format!("{role}{arn} }}\nid = \"b\""), "5: destinations.a.id: differs"),
@@ -308,6 +322,10 @@ fn values_that_only_seem_to_conflict_are_accepted() {
         "[aws]\nforce_path_style = true",
         "[check]\negress_addresses = [\"192.0.2.0/24\", \"2001:db8::1\"]",
         "[source]\nschemes = [\"file\"]",
+        "[log]\nfilter = \"off\"",
+        "[log]\nfilter = \"consign\"",
+        "[log]\nfilter = \"lapin=off\"",
+        "[log]\nfilter = \"consign=debug,warn\"",
         "[inline]\nenabled = true\nexternal_id_pattern = \"ours:{tenant}:*\"\naccounts = [\"123456789012\"]",
     ] {
         assert!(load_str(text).is_ok(), "{text}: {}", load_str(text).unwrap_err());
@@ -349,7 +367,17 @@ fn a_problem_never_quotes_a_secret() {
     }
     let on_the_command_line = overrides(&[("broker.url", "amqps://u:s3cr3t-marker@h")]);
     let refused = load_from(&[], [], &on_the_command_line).unwrap_err().to_string();
-    assert!(refused.contains("may not be given on the command line") && !refused.contains(SECRET), "{refused}");
+    assert!(
+        refused.contains("broker.url: an amqp URL may hold a password, so") && !refused.contains(SECRET),
+        "{refused}"
+    );
+    assert!(refused.contains("may not be given on the command line"), "{refused}");
+    let secret = overrides(&[("destinations.a.auth.secret_access_key", SECRET)]);
+    let refused = load_from(&[], [], &secret).unwrap_err().to_string();
+    assert!(
+        refused.contains("a secret may not be given on the command line") && !refused.contains(SECRET),
+        "{refused}"
+    );
 }
 
 #[test]

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use tracing_subscriber::filter::LevelFilter;
 
 use super::flavors::Flavor;
 use super::raw::{RawAwsConfig, RawConfig, RawLogConfig};
@@ -29,6 +30,22 @@ const MIB: u64 = 1 << 20;
 const PART_SIZES: RangeInclusive<u64> = 5 * MIB..=5 << 30;
 
 const MAX_DRAIN_TIMEOUT: Duration = Duration::from_hours(1);
+
+/// Beginnings of the names of crates that log, as far as they are letters.
+const LOGGING_CRATES: [&str; 12] = [
+    "aws",
+    "axum",
+    "backoff",
+    "consign",
+    "hyper",
+    "lapin",
+    "mio",
+    "opentelemetry",
+    "reqwest",
+    "rustls",
+    "tokio",
+    "tower",
+];
 
 /// Validates the whole configuration. `is_set` returns false for a key that has its default.
 /// `raw.worker.id` must be set.
@@ -158,8 +175,17 @@ pub fn parse_network(text: &str) -> Result<IpNet, String> {
 fn log(raw: RawLogConfig, findings: &mut Findings) -> LogConfig {
     let parses = raw.filter.parse::<tracing_subscriber::EnvFilter>().is_ok();
     findings.require(parses, "log.filter", "is not a filter; write for example \"info,consign=debug\"");
+    let problem = "is not a level; write error, warn, info, debug or trace";
+    findings.require(!is_mistyped_level(&raw.filter), "log.filter", problem);
     let otlp_endpoint = findings.endpoint("log.otlp_endpoint", raw.otlp_endpoint.as_deref());
     LogConfig { format: raw.format, filter: raw.filter, otlp_endpoint }
+}
+
+/// Returns true for a word that is neither a level nor the name of a crate: as a target, it would
+/// select no line.
+fn is_mistyped_level(filter: &str) -> bool {
+    let is_word = !filter.is_empty() && filter.bytes().all(|b| b.is_ascii_lowercase());
+    is_word && filter.parse::<LevelFilter>().is_err() && !LOGGING_CRATES.iter().any(|name| filter.starts_with(name))
 }
 
 fn destinations(raw: BTreeMap<String, RawDestination>, findings: &mut Findings) -> Destinations {

@@ -34,6 +34,9 @@ pub enum HomeError {
         /// Error of the system.
         problem: io::Error,
     },
+    /// It is a file.
+    #[error("--data-dir: {0} is a file; give a directory")]
+    NotADirectory(String),
     /// Another process is at work in it.
     #[error("--data-dir: {0} is in use by another consign dev; end that one, or choose another directory")]
     InUse(String),
@@ -52,6 +55,9 @@ impl Home {
         let name = format!("consign-dev-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
         let asked = data_dir.map_or_else(|| std::env::temp_dir().join(name), Path::to_owned);
         let shown = asked.display().to_string();
+        if asked.is_file() {
+            return Err(HomeError::NotADirectory(shown));
+        }
         let unusable = |problem| HomeError::Unusable { path: shown.clone(), problem };
         // A place for temporary files that is not there is a mistake, not a wish.
         let mut make = DirBuilder::new();
@@ -149,6 +155,7 @@ mod tests {
         std::fs::write(folder.path().join("thesis.txt"), "x").unwrap();
         assert!(matches!(Home::open(Some(folder.path())), Err(HomeError::Foreign(_))));
         let file = folder.path().join("thesis.txt");
-        assert!(matches!(Home::open(Some(&file)), Err(HomeError::Unusable { .. })));
+        let Err(refused) = Home::open(Some(&file)) else { panic!("it is a file") };
+        assert_eq!(refused.to_string(), format!("--data-dir: {} is a file; give a directory", file.display()));
     }
 }

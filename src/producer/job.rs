@@ -6,7 +6,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use crate::domain::job::wire;
-use crate::domain::job::{Invalid, compact};
+use crate::domain::job::{DestinationRef, Invalid, compact};
 use crate::domain::lane::Lane;
 use crate::domain::routing_key;
 use crate::queue::{Properties, Publication};
@@ -29,6 +29,8 @@ pub struct PreparedJob {
     pub id: String,
     /// Id of its destination.
     pub destination: String,
+    /// True if the destination comes with the job.
+    pub is_inline: bool,
     /// Message to publish.
     pub publication: Publication,
 }
@@ -52,6 +54,7 @@ impl PreparedJob {
         };
         let job = raw.validate().map_err(|rejected| rejected.to_string())?;
         let (id, destination) = (job.id.to_string(), job.destination.id().to_string());
+        let is_inline = matches!(job.destination, DestinationRef::Inline(_));
         let content_type = if compact.is_some() { compact::CONTENT_TYPE } else { "application/json" };
         let publication = Publication {
             routing_key: routing_key::job(format.lane, &destination),
@@ -62,7 +65,7 @@ impl PreparedJob {
                 ..Properties::default()
             },
         };
-        Ok(Self { id, destination, publication })
+        Ok(Self { id, destination, is_inline, publication })
     }
 }
 

@@ -180,12 +180,13 @@ async fn disabled_sources_are_forbidden_and_the_setting_is_named() {
         (only("file"), url("https://example.com/"), "source.schemes"),
         (only("https"), url("http://example.com/"), "source.allow_http"),
         (only("file"), s3.clone(), "source.schemes"),
-        (only("s3"), s3, "identity"),
+        (SourceConfig { s3: Vec::new(), ..only("s3") }, s3, "source.s3 lists no bucket; add staging to [[source.s3]]"),
         (SourceConfig { allow_private_networks: false, ..config() }, url("https://10.0.0.1/"), "private"),
     ] {
         let failure = sources(config).open(&job(location.clone()), ANYONE).await.unwrap_err();
         assert_eq!(failure.reason, Reason::SourceForbidden, "{location:?}");
-        assert!(failure.message.contains(setting), "{}", failure.message);
+        let said = format!("{}; {}", failure.message, failure.hint);
+        assert!(said.contains(setting), "{said}");
     }
 }
 

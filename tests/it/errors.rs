@@ -73,7 +73,7 @@ const fn wrong(line: &'static str, exit: i32, says: &'static str) -> Wrong {
     Wrong { line, exit, says }
 }
 
-const WRONGS: [Wrong; 22] = [
+const WRONGS: [Wrong; 23] = [
     wrong("config validate -c wrong.toml", 78, WRONG_CONFIG_ERRORS),
     wrong(
         "config validate -c none.toml",
@@ -93,6 +93,12 @@ const WRONGS: [Wrong; 22] = [
     ),
     wrong(
         "dead list",
+        78,
+        "consign: broker.url: is required by this command, and no configuration file was read; give it with -c or \
+         CONSIGN_CONFIG, or set broker.url, broker.url_file or CONSIGN__BROKER__URL\n",
+    ),
+    wrong(
+        "dead list -c negative.toml --set upload.min_rate=1MiB",
         78,
         "consign: broker.url: is required by this command; set it, broker.url_file or CONSIGN__BROKER__URL\n",
     ),

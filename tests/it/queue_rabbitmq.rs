@@ -361,6 +361,7 @@ fn config(url: &str, prefix: &str) -> BrokerConfig {
         client_key_file: None,
         allow_plaintext: false,
         reply_to: vec!["amq.rabbitmq.reply-to.*".to_owned(), format!("{prefix}.reply.*")],
+        without_file: false,
     }
 }
 

@@ -44,6 +44,7 @@ impl QueueFile {
             client_key_file: None,
             allow_plaintext: false,
             reply_to: Vec::new(),
+            without_file: false,
         }
     }
 

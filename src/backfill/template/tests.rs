@@ -58,6 +58,7 @@ fn problems_name_their_field() {
         ("[]".to_owned(), &[], "is not a job"),
         ("{}".to_owned(), &[], "is not a job"),
         ("{".to_owned(), &[], "is not JSON"),
+        ("\n".to_owned(), &[], "is empty; write one job"),
     ] {
         let found = problems(&template, pairs);
         assert!(found.contains(expected), "{template}: {found}");

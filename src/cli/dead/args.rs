@@ -26,19 +26,19 @@ pub(super) struct FilterArgs {
     #[arg(long, value_enum)]
     lane: Option<LaneArg>,
     /// Job id, or with `*` at the end the beginning of job ids. Repeatable
-    #[arg(long = "job", value_name = "ID|PREFIX*")]
+    #[arg(long = "job", value_name = "ID|PREFIX*", value_parser = job_pattern)]
     jobs: Vec<String>,
     /// Dead-lettered longer ago than this, such as 2h or 30d
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, allow_hyphen_values = true)]
     older_than: Option<Duration>,
     /// Dead-lettered within this time, such as 24h
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, allow_hyphen_values = true)]
     newer_than: Option<Duration>,
     /// Letter id (first column of `dead list`), or its beginning. Repeatable
     #[arg(long = "id", value_name = "LETTER")]
     ids: Vec<String>,
     /// Stop after this number of dead letters
-    #[arg(long, value_name = "N", value_parser = parse_number)]
+    #[arg(long, value_name = "N", value_parser = parse_limit, allow_negative_numbers = true)]
     limit: Option<u64>,
 }
 
@@ -54,6 +54,20 @@ fn class(text: &str) -> Result<String, String> {
     let mut known = Class::ALL.iter().map(|class| class.as_str()).chain([BROKER_CLASS]);
     let all = || format!("give one of {}, {BROKER_CLASS}", Class::ALL.map(Class::as_str).join(", "));
     known.any(|known| known == text).then(|| text.to_owned()).ok_or_else(all)
+}
+
+fn job_pattern(text: &str) -> Result<String, String> {
+    if text.strip_suffix('*').unwrap_or(text).contains('*') {
+        return Err("has a `*` before its end; write a job id, or the beginning of job ids and one `*`".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+fn parse_limit(text: &str) -> Result<u64, String> {
+    match parse_number(text)? {
+        0 => Err("selects nothing; write a whole number of at least 1".to_owned()),
+        limit => Ok(limit),
+    }
 }
 
 impl From<FilterArgs> for LetterFilter {
@@ -104,5 +118,16 @@ mod tests {
             assert!(parse(line).is_err(), "{line}");
         }
         assert!(!parse("--reason delivery_limit --class broker").unwrap().is_empty());
+        for (line, reason) in [
+            ("--limit 0", "write a whole number of at least 1"),
+            ("--limit -1", "write a whole number"),
+            ("--older-than -5h", "write a duration"),
+            ("--newer-than -5h", "write a duration"),
+            ("--job cli/*x", "has a `*` before its end"),
+            ("--job **", "has a `*` before its end"),
+        ] {
+            let refused = parse(line).unwrap_err().to_string();
+            assert!(refused.contains(reason), "{line}: {refused}");
+        }
     }
 }

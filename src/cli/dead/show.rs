@@ -89,7 +89,11 @@ fn decode(content_type: Option<&str>, body: &[u8]) -> Option<Value> {
 fn text(letter: &DeadLetter, data: &Value, now: Timestamp) -> String {
     let at = |at: Option<Timestamp>| at.map_or_else(|| UNKNOWN.to_owned(), |at| format!("{at:.0}"));
     let ago = age(letter, now).map_or_else(String::new, |age| format!(" ({} ago)", duration(age)));
-    let runs = if letter.run() == 0 { String::new() } else { format!(", requeued {} times before", letter.run()) };
+    let runs = match letter.run() {
+        0 => String::new(),
+        1 => ", requeued once before".to_owned(),
+        runs => format!(", requeued {runs} times before"),
+    };
     let mut lines = vec![
         format!("letter         {}", letter.id()),
         format!("job            {}", known(letter.job_id())),
@@ -133,6 +137,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::domain::headers;
     use crate::queue::Properties;
 
     fn letter(content_type: Option<&str>, body: Vec<u8>) -> DeadLetter {
@@ -162,6 +167,19 @@ mod tests {
             assert!(!text.contains("marked") && !data.to_string().contains("marked"), "{text}");
             assert_eq!(data["problem"], Value::Null);
         }
+    }
+
+    #[test]
+    fn earlier_requeues_are_counted() {
+        let now = Timestamp::now();
+        let shown = |runs: &str| {
+            let headers = [(headers::RUN.to_owned(), runs.to_owned())].into();
+            let properties = Properties { headers, ..Properties::default() };
+            let letter = DeadLetter::new("job.scheduled.acme".to_owned(), Bytes::new(), properties, None);
+            text(&letter, &data(&letter, now), now)
+        };
+        assert!(shown("1").contains(", requeued once before\n"));
+        assert!(shown("2").contains(", requeued 2 times before\n"));
     }
 
     #[test]

@@ -149,7 +149,7 @@ fn unreadable(problem: &std::io::Error) -> InputError {
 }
 
 fn prepare(format: PublishFormat, body: &[u8], line: Option<usize>) -> Result<PreparedJob, InputError> {
-    PreparedJob::new(format, body).map_err(|problem| InputError { line, problem: in_line(problem, line) })
+    PreparedJob::new(format, body).map_err(|problem| InputError { line, problem: in_line(&problem, line) })
 }
 
 /// Names the flag of a job's field that came from a flag.
@@ -161,8 +161,12 @@ fn with_flag(problem: String) -> String {
 }
 
 /// A document of one line among others has columns only: its line is that of the input.
-fn in_line(problem: String, line: Option<usize>) -> String {
-    if line.is_some() { problem.replace("line 1, column ", "column ") } else { problem }
+fn in_line(problem: &str, line: Option<usize>) -> String {
+    const ONE_MESSAGE: &str = "send one object and nothing after it";
+    match line {
+        Some(_) => problem.replace("line 1, column ", "column ").replace(ONE_MESSAGE, "put each job on its own line"),
+        None => problem.replace(ONE_MESSAGE, "give one JSON object, or one per line"),
+    }
 }
 
 #[cfg(test)]
@@ -218,6 +222,18 @@ mod tests {
         assert_eq!(jobs.len(), 2);
         let error = jobs[1].as_ref().unwrap_err().to_string();
         assert!(error.starts_with("line 3: "), "{error}");
+    }
+
+    #[tokio::test]
+    async fn text_that_is_no_json_is_refused_with_the_form_of_the_input() {
+        for (text, remedy) in [
+            ("hello".to_owned(), "; give one JSON object, or one per line"),
+            (format!("{}\nhello", job("a")), "; put each job on its own line"),
+            (format!("{} {}", job("a"), job("b")), "; give one JSON object, or one per line"),
+        ] {
+            let last = all(text).await.unwrap().pop().unwrap().unwrap_err().to_string();
+            assert!(last.contains("body: is not JSON") && last.ends_with(remedy), "{last}");
+        }
     }
 
     #[tokio::test]

@@ -84,9 +84,14 @@ fn check_broker_url(text: &str, allow_plaintext: bool) -> Result<(), &'static st
     if let Some(path) = text.strip_prefix("sqlite:") {
         return check_embedded_file(path);
     }
-    let parsed = url::Url::parse(text).ok();
+    let parsed = url::Url::parse(text);
+    let has_invalid_port = text.starts_with("amqp") && matches!(parsed, Err(url::ParseError::InvalidPort));
+    let parsed = parsed.ok();
     if cuts_password(text, parsed.as_ref()) {
         return Err("has \"#\", \"/\" or \"?\" in the user name or password; percent-encode it as %23, %2F or %3F");
+    }
+    if has_invalid_port {
+        return Err("has an invalid port; give 1-65535");
     }
     let url = parsed.filter(|url| matches!(url.scheme(), "amqp" | "amqps")).ok_or(NOT_A_BROKER_URL)?;
     let host = url.host_str().filter(|host| !host.is_empty());
@@ -140,5 +145,13 @@ mod tests {
             assert_eq!(check_broker_url(url, false), Ok(()), "{url}");
         }
         assert_eq!(check_broker_url("https://user:pa#ss@mq.example.com", false), Err(NOT_A_BROKER_URL));
+    }
+
+    #[test]
+    fn an_invalid_port_is_named() {
+        for url in ["amqp://guest:guest@127.0.0.1:99999", "amqps://guest:guest@mq.example.com:x/vhost"] {
+            assert_eq!(check_broker_url(url, false), Err("has an invalid port; give 1-65535"), "{url}");
+        }
+        assert_eq!(check_broker_url("http://mq.example.com:99999", false), Err(NOT_A_BROKER_URL));
     }
 }

@@ -216,10 +216,9 @@ impl Prefix {
         check_path("key", relative)?;
         let whole = format!("{}{relative}", self.0);
         if whole.len() > 1024 {
-            return refuse(
-                "key",
-                format!("has {} bytes together with the prefix; shorten it to the 1,024 that S3 allows", whole.len()),
-            );
+            let together = if self.0.is_empty() { "" } else { " together with the prefix" };
+            let problem = format!("has {} bytes{together}; shorten it to the 1,024 that S3 allows", whole.len());
+            return refuse("key", problem);
         }
         Ok(ObjectKey(whole.into()))
     }
@@ -270,5 +269,17 @@ impl ExternalId {
 impl fmt::Debug for ExternalId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ExternalId(***)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_key_is_counted_with_its_prefix_where_there_is_one() {
+        let problem = |prefix: &str| Prefix::parse(prefix).unwrap().join(&"k".repeat(1100)).unwrap_err().problem;
+        assert_eq!(problem(""), "has 1100 bytes; shorten it to the 1,024 that S3 allows");
+        assert_eq!(problem("a"), "has 1102 bytes together with the prefix; shorten it to the 1,024 that S3 allows");
     }
 }

@@ -64,7 +64,9 @@ fn http(text: &str, rest: &str) -> Result<Location, Rejected> {
         return malformed("has no host; write https://host/path");
     }
     // The parser's words are constants ("empty host"): nothing of the URL is in them.
-    let url = url::Url::parse(text).map_err(|problem| Rejected::job(FIELD, format!("is not a URL: {problem}")))?;
+    let not_a_url =
+        |problem: url::ParseError| Rejected::job(FIELD, format!("is not a URL: {problem}; write https://host/path"));
+    let url = url::Url::parse(text).map_err(not_a_url)?;
     if !url.username().is_empty() || url.password().is_some() {
         return forbidden("may not carry a user name or password; use a presigned URL");
     }
@@ -112,6 +114,9 @@ fn percent_decoded(text: &str) -> Option<Vec<u8>> {
 
 fn s3(rest: &str) -> Result<Location, Rejected> {
     let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
+    if bucket.is_empty() {
+        return malformed("has no bucket; write s3://bucket/key");
+    }
     if bucket.contains('@') {
         return forbidden("may not carry a user name or password; write s3://bucket/key");
     }
@@ -201,6 +206,13 @@ mod tests {
     fn a_name_is_no_url() {
         let said = refused("a.csv").to_string();
         assert!(said.contains("source.url: is not a URL; give one such as https://host/path"), "{said}");
+        for (text, said) in [
+            ("s3://", "source.url: has no bucket; write s3://bucket/key"),
+            ("s3:///key", "source.url: has no bucket; write s3://bucket/key"),
+            ("https://", "source.url: is not a URL: empty host; write https://host/path"),
+        ] {
+            assert_eq!(refused(text).to_string(), said);
+        }
     }
 
     #[test]

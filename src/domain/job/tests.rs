@@ -140,6 +140,14 @@ fn rejections_carry_what_identity_there_is() {
 }
 
 #[test]
+fn an_array_is_named_and_column_0_is_left_out() {
+    let said = |text: &str| wire::parse(text.as_bytes()).expect_err(text).to_string();
+    assert_eq!(said("[]"), "body: is an array; send one object per job");
+    let nested = "{\"version\":1,\"id\":\"a\",\"source\":\n[]}";
+    assert_eq!(said(nested), "source: has the wrong type or value; expected an object");
+}
+
+#[test]
 fn rejections_repeat_no_value() {
     let mark = "MARKED-external-id-or-signature";
     for text in [

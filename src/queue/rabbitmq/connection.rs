@@ -257,6 +257,7 @@ mod tests {
             client_key_file: None,
             allow_plaintext: false,
             reply_to: Vec::new(),
+            without_file: false,
         }
     }
 

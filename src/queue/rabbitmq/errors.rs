@@ -75,6 +75,7 @@ pub(super) fn text(error: &lapin::Error) -> String {
     match error.kind() {
         ErrorKind::ProtocolError(refusal) => refusal.get_message().to_string(),
         ErrorKind::IOError(io) => tls::explained(io).unwrap_or_else(|| io.to_string()),
+        ErrorKind::ParsingError(_) => "the server does not speak AMQP 0-9-1; correct the port of broker.url".to_owned(),
         ErrorKind::MissingHeartbeatError => "the broker stopped answering heartbeats".to_owned(),
         ErrorKind::InvalidChannelState(..) | ErrorKind::InvalidConnectionState(_) | ErrorKind::InvalidChannel(_) => {
             "the connection is closed".to_owned()
@@ -97,5 +98,13 @@ mod tests {
         assert!(matches!(answered(530), QueueError::Denied(_)), "the virtual host");
         assert!(matches!(answered(404), QueueError::Topology(_)));
         assert!(matches!(answered(320), QueueError::Unavailable(_)), "the broker is being stopped");
+    }
+
+    #[test]
+    fn a_server_of_another_protocol_is_named_with_the_remedy() {
+        let problem = amq_protocol::frame::parse_frame(&b"HTTP/1.1 400 Bad Request\r\n"[..]).unwrap_err();
+        let refused = of_call("connecting to h:80", &ErrorKind::ParsingError(problem).into()).to_string();
+        let expected = "connecting to h:80: the server does not speak AMQP 0-9-1; correct the port of broker.url";
+        assert!(refused.ends_with(expected), "{refused}");
     }
 }

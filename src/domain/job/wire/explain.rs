@@ -50,11 +50,16 @@ fn data(path: &str, text: &str, place: &str, what: &str) -> Rejected {
     if text.starts_with("a name occurs twice") {
         return Rejected::job(path, format!("has a name that occurs twice ({place}); give it once"));
     }
+    if path == "." && text.starts_with("invalid type: sequence") {
+        return Rejected::job("body", format!("is an array; send one object per {what}"));
+    }
     // After the last of these words come the words of this program; before them, a value of the message.
     let wanted = text.rsplit_once(", expected ").map_or("another kind of value", |(_, wanted)| wanted);
     let wanted = plain(wanted.split(" at line ").next().unwrap_or_default());
     let field = if path == "." { "body" } else { path };
-    Rejected::job(field, format!("has the wrong type or value ({place}); expected {wanted}"))
+    // The place of a value that serde_json has not read yet is the column before the first.
+    let place = if place.ends_with("column 0") { String::new() } else { format!(" ({place})") };
+    Rejected::job(field, format!("has the wrong type or value{place}; expected {wanted}"))
 }
 
 /// Replaces names of this program's types, which mean nothing to the author of a job.
