@@ -65,14 +65,8 @@ impl Layers {
     pub(super) fn text(&mut self, file: &Path, argument: usize, text: &str) {
         let lines = LineIndex::of(text);
         let (table, errors) = DeTable::parse_recoverable(text);
-        let rows: Vec<_> = if errors.is_empty() { Vec::new() } else { text.lines().collect() };
-        let mut doubled = None;
         for error in &errors {
-            let line = error.span().map(|span| lines.at(span.start));
-            if error.message() == "duplicate key" && is_in_doubled_table(&rows, line.unwrap_or(0), &mut doubled) {
-                continue;
-            }
-            let origin = ValueOrigin::file(file, line);
+            let origin = ValueOrigin::file(file, error.span().map(|span| lines.at(span.start)));
             // Only the message: the error's Display quotes the line, which may contain a secret.
             self.refuse(origin, "", format!("not valid TOML ({}); correct the syntax", error.message()));
         }
@@ -201,16 +195,4 @@ impl Layers {
         let nodes = (1..=path.len()).rev().filter_map(|length| self.root.at(&path[..length]));
         nodes.into_iter().find(|node| node.place.layer > 0).map_or(ValueOrigin::Default, |node| self.origin_of(node))
     }
-}
-
-/// Returns true for a key in a table that occurs twice: the parser reports each of its keys besides
-/// its header. `doubled` is the line of the last such header.
-fn is_in_doubled_table(rows: &[&str], line: usize, doubled: &mut Option<usize>) -> bool {
-    let is_header = |row: &&str| row.trim_start().starts_with('[');
-    let before = line.saturating_sub(1);
-    if rows.get(before).is_some_and(is_header) {
-        *doubled = Some(line);
-        return false;
-    }
-    doubled.is_some_and(|header| rows.get(header..before).is_some_and(|between| !between.iter().any(is_header)))
 }

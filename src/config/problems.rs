@@ -118,13 +118,12 @@ impl fmt::Display for ConfigProblems {
 }
 
 impl ConfigProblems {
-    /// Sorts the problems by file and line, the order in which they are corrected, each once.
+    /// Sorts the problems by file and line, the order in which they are corrected.
     pub(super) fn sorted(mut problems: Vec<ConfigProblem>) -> Self {
         problems.sort_by_cached_key(|problem| match &problem.origin {
             ValueOrigin::File { file, line } => (Some(file.clone()), line.unwrap_or(0)),
             _ => (None, 0),
         });
-        problems.dedup();
         Self(problems)
     }
 }

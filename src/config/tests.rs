@@ -137,16 +137,6 @@ fn a_broken_file_is_reported_together_with_the_problems_of_others() {
 }
 
 #[test]
-fn a_table_that_occurs_twice_is_reported_once() {
-    let table =
-        "[destinations.a]\nbucket = \"abc\"\nregion = \"eu-central-1\"\nprefix = \"p\"\nauth.method = \"iam_role\"\n";
-    let line = |line: u32| format!("{line}: not valid TOML (duplicate key); correct the syntax");
-    assert_eq!(problems(&table.repeat(2)), [line(6)]);
-    let other = format!("{}[worker]\nslots = 1\nslots = 2\n", table.repeat(2));
-    assert_eq!(problems(&other), [line(6), line(13)]);
-}
-
-#[test]
 fn flags_override_the_environment_which_overrides_files_which_override_defaults() {
     let (_one, first) =
         written("[worker]\nslots = 1\nbackfill_slots = 1\nmax_attempts = 2\n[upload]\nmin_rate = \"1KiB\"\n");
