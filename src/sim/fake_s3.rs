@@ -1,11 +1,8 @@
 //! Simulated customer buckets.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use super::clock;
 use super::job_plan::JobPlan;
-use super::job_record::JobRecord;
 use super::scenario::Scenario;
 use super::world::{SimState, note};
 use crate::upload::{ExpectedObject, ListedObject};
@@ -69,9 +66,6 @@ pub(super) struct SimUpload {
     pub(super) allowed_open: Option<&'static str>,
 }
 
-/// Time after which every worker knows of a job that waits: longer than an outage.
-const KNOWN_AFTER: Duration = Duration::from_mins(3);
-
 /// Key of an object.
 pub(super) fn key(object: usize) -> String {
     format!("in/job-{object}.csv")
@@ -111,21 +105,7 @@ impl SimState {
     /// was pending, so it was not reported, and its worker has stopped.
     fn is_forgotten(&self, job: usize) -> bool {
         let record = &self.records[job];
-        let known = record.reported || record.must_be_reported;
-        !known && !record.deliverers.iter().any(|worker| self.workers[*worker].alive)
-    }
-
-    /// Returns true if an older refresh of the job's object has been waiting for so long that every
-    /// worker knows of it.
-    pub(super) fn older_waits(&self, job: usize) -> bool {
-        let (plan, known_since) = (self.plan(job), clock::elapsed().saturating_sub(KNOWN_AFTER));
-        let waits = |record: &JobRecord| {
-            record.outcomes.is_empty() && record.waits_since.is_some_and(|since| since <= known_since)
-        };
-        self.records.iter().enumerate().any(|(other, record)| {
-            let other = self.plan(other);
-            other.object == plan.object && other.generation < plan.generation && waits(record)
-        })
+        !record.reported && !record.deliverers.iter().any(|worker| self.workers[*worker].alive)
     }
 
     /// Makes the content of a job visible. A late attempt must not replace a newer refresh that was

@@ -32,11 +32,6 @@ pub(super) struct JobRecord {
     pub(super) published: usize,
     /// True if a first attempt of an older refresh replaced its object.
     pub(super) overtaken: bool,
-    /// Time at which its first copy began to wait.
-    pub(super) waits_since: Option<Duration>,
-    /// True if an older refresh had been waiting for long when it was delivered: all workers knew
-    /// that, so the delivery must be reported.
-    pub(super) must_be_reported: bool,
     /// True once its delivery was reported to all workers.
     pub(super) reported: bool,
     /// Workers that delivered it.

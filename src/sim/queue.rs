@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::message::{SimMessage, index};
 use super::world::{SimWorld, note};
-use super::{clock, invariants, lease};
+use super::{invariants, lease};
 use crate::domain::lane::Lane;
 use crate::queue::{ControlEvent, Delivery, DeliveryTag, LeaseHolder, OutcomeEvent, Queue, QueueError, Settlement};
 
@@ -178,8 +178,6 @@ impl SimQueue {
     fn put_copy(&self, message: &SimMessage, delivery: &Delivery, settlement: Settlement) {
         match settlement {
             Settlement::Retry { delay, headers } | Settlement::Defer { delay, headers } => {
-                let job = message.job;
-                self.world.lock().records[job].waits_since.get_or_insert(clock::elapsed());
                 self.world.delay(delay, message.copy(delivery, headers));
             }
             Settlement::DeadLetter { headers } => {

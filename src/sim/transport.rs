@@ -132,9 +132,6 @@ impl SimAttempt<'_> {
         let destination = state.plan(self.job).destination;
         state.workers[self.transport.worker].record_end(destination, end);
         state.records[self.job].ended(self.transport.worker, end, clock::elapsed());
-        if end == AttemptEnd::Delivered {
-            state.records[self.job].must_be_reported |= state.older_waits(self.job);
-        }
         let percent = state.scenario.fault_rates.lost_at_end;
         if end == AttemptEnd::Delivered && state.fault_occurs("connections lost before a settlement", percent) {
             drop(state);

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::fixture::{ACME, AcmeFixture, add_acme, role_destination, site};
 use crate::testbed::broker::Broker;
 use crate::testbed::node::Node;
+use crate::testbed::proxy::{Condition, Proxy, address_of};
 use crate::testbed::scripted::{Effect, ScriptedS3};
 use crate::testbed::site::{Site, job};
 use crate::testbed::worker::Worker;
@@ -114,6 +115,51 @@ async fn a_superseded_refresh_stays_superseded_after_its_worker_was_lost() {
     site.broker.schedule(&refresh(&site, "01:00-again", 1)).await;
     assert_eq!(site.broker.ended("01:00-again").await["type"], SKIPPED, "its worker delivered nothing itself");
     assert_eq!((content(&s3).as_str(), s3.calls("PutObject").len()), ("02:00", 1));
+    site.broker.clean().await;
+}
+
+#[tokio::test]
+async fn of_two_refreshes_that_wait_the_higher_one_is_known_after_the_end_of_the_lower_one() {
+    let AcmeFixture { site, s3, worker } = AcmeFixture::start("gentwo").await;
+    s3.on("PutObject").before(UNAVAILABLE);
+    for (name, generation) in [("01:00", 1), ("03:00", 3)] {
+        site.broker.schedule(&refresh(&site, name, generation)).await;
+        retrying(&site, name).await;
+    }
+    s3.calm();
+    assert_eq!(site.broker.ended("01:00").await["type"], DELIVERED);
+    site.broker.schedule(&refresh(&site, "04:00", 4)).await;
+    assert_eq!(site.broker.ended("04:00").await["type"], DELIVERED);
+    worker.kill();
+    let _worker = site.worker().await;
+    let outcome = site.broker.ended("03:00").await;
+    assert_eq!((&outcome["type"], &outcome["data"]["superseded_by"]["job_id"]), (&json!(SKIPPED), &json!("04:00")));
+    assert_eq!(content(&s3), "04:00");
+    site.broker.clean().await;
+}
+
+#[tokio::test]
+async fn a_first_attempt_whose_delivery_was_lost_does_not_replace_a_newer_one() {
+    let (mut site, s3) = site("genchannel").await;
+    site.set("upload.part_size", "5MiB").set("upload.multipart_threshold", "5MiB");
+    let direct = site.broker.url.clone();
+    let proxy = Proxy::before(address_of(&direct)).await;
+    site.set("broker.url", proxy.in_place_of(&direct));
+    s3.on("UploadPart").first(1).before(Effect::Held);
+    let first = site.worker().await;
+    site.broker.schedule(&refresh_with(&site, "01:00", 1, &bytes(1, 6 * MIB))).await;
+    until("a part is sent", LIMIT, async || s3.calls("UploadPart").pop()).await;
+    proxy.set(Condition::Reset);
+    site.set("broker.url", direct);
+    let _second = site.worker().await;
+    assert_eq!(site.broker.ended("01:00").await["type"], DELIVERED);
+    site.broker.schedule(&refresh(&site, "02:00", 2)).await;
+    assert_eq!(site.broker.ended("02:00").await["type"], DELIVERED);
+    proxy.set(Condition::Normal);
+    until("it is connected again", LIMIT, async || first.try_get("/readyz").await?.contains("ok").then_some(())).await;
+    s3.calm();
+    first.quiet().await;
+    assert_eq!(content(&s3), "02:00");
     site.broker.clean().await;
 }
 
@@ -314,6 +360,9 @@ async fn a_dead_letter_keeps_its_generation_unless_it_is_requeued_as_new() {
     assert!(said.contains("1 requeued") && !said.contains("superseded"), "{said}");
     skipped("01:30", DELIVERED).await;
     assert_eq!(content(&s3), "01:30");
+    // The producer's next refresh is not older.
+    site.broker.schedule(&refresh(&site, "03:00", 3)).await;
+    assert_eq!(site.broker.ended("03:00").await["type"], DELIVERED);
     worker.quiet().await;
     site.broker.clean().await;
 }
