@@ -47,9 +47,9 @@ fn remarks(loaded: &Loaded, source: &Reload) -> Vec<String> {
     let no_broker = no_broker.then_some(
         "warning: broker.url is not set, and `consign run` needs it; set it, broker.url_file or CONSIGN__BROKER__URL",
     );
-    let empty = source.empty_directories().map(|path| {
-        format!("warning: {} has no *.toml file; add one, or correct the directory given with -c", path.display())
-    });
+    let empty = source
+        .empty_directories()
+        .map(|path| format!("warning: {} has no *.toml file; add one, or name another directory", path.display()));
     empty.chain(no_file.into_iter().chain(no_broker).map(str::to_owned)).collect()
 }
 
@@ -105,7 +105,7 @@ mod tests {
         assert_eq!(reported("[broker]\nurl = \"sqlite:q.db\"", &["consign.toml"]), "");
         let folder = tempfile::tempdir().unwrap();
         let empty = reported("[broker]\nurl = \"sqlite:q.db\"", &[&folder.path().display().to_string()]);
-        assert!(empty.ends_with("has no *.toml file; add one, or correct the directory given with -c"), "{empty}");
+        assert!(empty.ends_with("has no *.toml file; add one, or name another directory"), "{empty}");
     }
 
     #[test]

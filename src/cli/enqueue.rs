@@ -28,6 +28,8 @@ use input::{InputError, JobInput};
 
 /// Name of the command in the names of its connections.
 const COMMAND: &str = "enqueue";
+/// Upper bound of the unknown destinations that are named in warnings.
+const MAX_WARNINGS: usize = 20;
 
 /// Arguments of `consign enqueue`.
 #[derive(Debug, Clone, Args)]
@@ -60,7 +62,7 @@ pub struct EnqueueArgs {
     wait: bool,
     /// Stop waiting after this time, such as 10m. Exit code: 75 if a job has no outcome by then
     /// [default: no limit]
-    #[arg(long, value_name = "DURATION", requires = "wait", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", requires = "wait", allow_hyphen_values = true, value_parser = parse_duration)]
     wait_timeout: Option<Duration>,
     /// Admin endpoint of a worker that is asked why jobs are pending. Repeatable [default:
     /// admin.listen]
@@ -141,10 +143,15 @@ impl UnknownDestinations<'_> {
         if destinations.is_empty() || destinations.contains_key(&id) || !self.warned.insert(id.clone()) {
             return None;
         }
-        let known = configured_destinations(self.config);
-        Some(format!(
-            "warning: {id} is not in the configuration ({known}); published anyway, as the workers may have it"
-        ))
+        let known = match self.warned.len() {
+            1 => format!(" ({})", configured_destinations(self.config)),
+            2..=MAX_WARNINGS => String::new(),
+            _ => {
+                let first_more = self.warned.len() == MAX_WARNINGS + 1;
+                return first_more.then(|| "warning: further destinations are not in the configuration".to_owned());
+            }
+        };
+        Some(format!("warning: {id} is not in the configuration{known}; published anyway, as the workers may have it"))
     }
 }
 
@@ -221,7 +228,8 @@ async fn publish(
             }
             Err(invalid) => {
                 result.failed += 1;
-                progress.notice(&format!("{invalid}; no later line was published"));
+                let later = invalid.line.map_or("", |_| " (no later line was published)");
+                progress.notice(&format!("{invalid}{later}"));
             }
         }
     }
@@ -252,7 +260,12 @@ mod tests {
         assert_eq!(warnings("", &["\"nosuch\""]), [""; 0]);
         let all = warnings(acme, &["\"nosuch\"", "\"acme\"", "\"nosuch\"", "\"other\""]);
         let [warning, other] = all.as_slice() else { panic!("{all:?}") };
-        assert!(other.starts_with("warning: other is not in"), "{other}");
+        let expected = "warning: other is not in the configuration; published anyway, as the workers may have it";
+        assert_eq!(other, expected);
+        let many: Vec<_> = (0..100).map(|n| format!("\"other-{n}\"")).collect();
+        let many = warnings(acme, &many.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(many.len(), MAX_WARNINGS + 1, "{many:?}");
+        assert_eq!(many[MAX_WARNINGS], "warning: further destinations are not in the configuration");
         assert!(
             warning.starts_with("warning: nosuch is not in the configuration (configured: acme); published anyway"),
             "{warning}"

@@ -20,7 +20,7 @@ const ENVIRONMENT_PREFIX: &str = "CONSIGN__";
 
 /// Schemes of URLs that may contain a password.
 const AMQP_SCHEMES: [&str; 2] = ["amqp:", "amqps:"];
-const AMQP_ON_COMMAND_LINE: &str = "an amqp URL may hold a password, so it may not be given on the command line, which other users can see; use \
+const AMQP_ON_COMMAND_LINE: &str = "an amqp URL can contain a password, so it is not accepted on the command line, which other users can see; use \
      the environment variable CONSIGN__BROKER__URL or broker.url_file";
 const SECRET_ON_COMMAND_LINE: &str = "a secret may not be given on the command line, which other users can see; use the environment variable \
      (CONSIGN__SECTION__KEY) or the key that ends with _file";

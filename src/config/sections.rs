@@ -95,8 +95,8 @@ impl BrokerConfig {
     /// a default.
     pub fn required_url(&self) -> Result<&SecretString, Invalid> {
         let remedy = if self.without_file {
-            "is required by this command, and no configuration file was read; give it with -c or CONSIGN_CONFIG, or set \
-             broker.url, broker.url_file or CONSIGN__BROKER__URL"
+            "is required by this command, and no configuration file was read; name one with -c or CONSIGN_CONFIG \
+             (a directory needs a *.toml file), or set broker.url, broker.url_file or CONSIGN__BROKER__URL"
         } else {
             "is required by this command; set it, broker.url_file or CONSIGN__BROKER__URL"
         };

@@ -182,7 +182,7 @@ fn log(raw: RawLogConfig, findings: &mut Findings) -> LogConfig {
 }
 
 /// Returns true for a word that is neither a level nor the name of a crate: as a target, it would
-/// select no line.
+/// hardly select a line.
 fn is_mistyped_level(filter: &str) -> bool {
     let is_word = !filter.is_empty() && filter.bytes().all(|b| b.is_ascii_lowercase());
     is_word && filter.parse::<LevelFilter>().is_err() && !LOGGING_CRATES.iter().any(|name| filter.starts_with(name))

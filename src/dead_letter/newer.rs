@@ -16,47 +16,75 @@ use crate::queue::DeadLetter;
 /// It is a part of what workers know: they report a delivery only if an older generation of the
 /// object was pending.
 #[derive(Debug, Default)]
-pub struct ReportedDeliveries(HashMap<ObjectDigest, NewerDelivery>);
+pub struct ReportedDeliveries {
+    delivered: HashMap<ObjectDigest, NewerDelivery>,
+    /// Highest generation of each object, delivered or not, assigned ones included.
+    highest: HashMap<ObjectDigest, u64>,
+    /// False where no control messages could be read.
+    read: bool,
+}
 
 impl ReportedDeliveries {
     /// Collects the reports among control messages.
     pub fn of<'a>(messages: impl IntoIterator<Item = &'a [u8]>) -> Self {
-        let mut all = Self::default();
+        let mut all = Self { read: true, ..Self::default() };
         messages.into_iter().filter_map(|body| Control::parse(body).ok()).for_each(|control| all.add(control.command));
         all
     }
 
     fn add(&mut self, command: ControlCommand) {
-        let ControlCommand::Generation(object, GenerationChange::Delivered { generation, job, .. }) = command else {
-            return;
-        };
-        if self.0.get(&object).is_none_or(|known| known.generation < generation) {
-            self.0.insert(object, NewerDelivery { generation, job });
+        let ControlCommand::Generation(object, change) = command else { return };
+        match change {
+            GenerationChange::Pending { generation } | GenerationChange::Writing { generation, .. } => {
+                self.raise(object, generation);
+            }
+            GenerationChange::Delivered { generation, job, .. } => {
+                self.raise(object, generation);
+                if self.delivered.get(&object).is_none_or(|known| known.generation < generation) {
+                    self.delivered.insert(object, NewerDelivery { generation, job });
+                }
+            }
+            GenerationChange::Ended { .. } => {}
         }
+    }
+
+    fn raise(&mut self, object: ObjectDigest, generation: u64) {
+        let highest = self.highest.entry(object).or_default();
+        *highest = generation.max(*highest);
     }
 
     /// Returns the delivery that supersedes the job of a letter.
     pub fn superseding(&self, letter: &DeadLetter) -> Option<&NewerDelivery> {
         let job = letter.job().ok()?;
         let generation = generation(letter, &job)?;
-        self.of_object(&job).filter(|delivered| delivered.generation > generation)
+        self.delivered.get(&object(&job)).filter(|delivered| delivered.generation > generation)
     }
 
-    /// Returns a generation with which the job of a letter is the newest refresh of its object: the
+    /// Returns true if the job of a letter can be given a number: the producer numbers the
+    /// refreshes of some objects, and which number is the highest is known from the reports alone.
+    pub fn can_assign(&self, letter: &DeadLetter) -> bool {
+        self.read || letter.job().is_ok_and(|job| job.generation.is_none())
+    }
+
+    /// Assigns a generation with which the job of a letter is the newest refresh of its object: the
     /// microseconds of `now`. If the producer numbers the refreshes, it is one more than the
-    /// highest number that is known, so that later refreshes are newer.
-    pub fn newest(&self, letter: &DeadLetter, now: Timestamp) -> Option<u64> {
+    /// highest number that is known, so that later refreshes are newer. No generation of an object
+    /// is assigned twice.
+    pub fn assign_newest(&mut self, letter: &DeadLetter, now: Timestamp) -> Option<u64> {
         let now = u64::try_from(now.as_microsecond()).ok();
         let Ok(job) = letter.job() else { return now };
-        let delivered = self.of_object(&job).map(|delivered| delivered.generation);
+        let object = object(&job);
         let number = job.generation.and_then(|_| generation(letter, &job));
-        let known = number.max(delivered).map(|known| known.saturating_add(1).min(MAX_GENERATION));
-        if number.is_some() { known } else { now.max(known) }
+        let known = number.max(self.highest.get(&object).copied());
+        let next = known.map(|known| known.saturating_add(1).min(MAX_GENERATION));
+        let newest = if number.is_some() { next } else { now.max(next) }?;
+        self.raise(object, newest);
+        Some(newest)
     }
+}
 
-    fn of_object(&self, job: &Job) -> Option<&NewerDelivery> {
-        self.0.get(&ObjectDigest::of(&job.destination.identity(), job.key.as_str()))
-    }
+fn object(job: &Job) -> ObjectDigest {
+    ObjectDigest::of(&job.destination.identity(), job.key.as_str())
 }
 
 /// Returns the generation of a job, as a worker decides it.
@@ -112,16 +140,33 @@ mod tests {
 
     #[test]
     fn the_newest_generation_is_the_time_or_the_next_number_of_the_producer() {
-        let delivered = reports(&[("03:00", 3)]);
         let now = Timestamp::from_microsecond(1_000).unwrap();
-        let newest = |key, generation, properties| delivered.newest(&letter(key, generation, properties), now);
+        let newest = |key, generation, properties| {
+            reports(&[("03:00", 3)]).assign_newest(&letter(key, generation, properties), now)
+        };
         let plain = Properties::default;
         assert_eq!(newest("today", None, plain()), Some(1_000));
         assert_eq!(newest("today", Some(2), plain()), Some(4), "the next refresh of the producer is as new");
         assert_eq!(newest("other", Some(7), plain()), Some(8));
         let again = Properties { headers: [(headers::GENERATION.to_owned(), "9".to_owned())].into(), ..plain() };
         assert_eq!(newest("today", Some(2), again), Some(10));
-        let ahead = reports(&[("03:00", 5_000)]);
-        assert_eq!(ahead.newest(&letter("today", None, plain()), now), Some(5_001), "a clock was ahead");
+        let mut ahead = reports(&[("03:00", 5_000)]);
+        let mut assign = |generation| ahead.assign_newest(&letter("today", generation, plain()), now);
+        assert_eq!(assign(None), Some(5_001), "a clock was ahead");
+        assert_eq!([assign(Some(5)), assign(Some(6))], [Some(5_002), Some(5_003)], "each letter has its own");
+    }
+
+    #[test]
+    fn a_number_is_above_that_of_a_refresh_that_waits_and_is_not_guessed() {
+        let (numbered, dated) =
+            (letter("today", Some(2), Properties::default()), letter("today", None, Properties::default()));
+        let object = ObjectDigest::of(&DestinationIdentity::parse("acme").unwrap(), "today");
+        let waits = ControlCommand::Generation(object, GenerationChange::Pending { generation: 8 });
+        let message = Control::new(waits, Timestamp::UNIX_EPOCH).render();
+        let mut reported = ReportedDeliveries::of([&message[..]]);
+        assert_eq!(reported.assign_newest(&numbered, Timestamp::UNIX_EPOCH), Some(9));
+        assert!(reported.can_assign(&numbered));
+        let unread = ReportedDeliveries::default();
+        assert!(!unread.can_assign(&numbered) && unread.can_assign(&dated));
     }
 }

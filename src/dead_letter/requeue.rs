@@ -66,8 +66,9 @@ impl<P: DestinationProbe> Requeue<P> {
             return true;
         }
         self.wait().await;
-        let newest = self.delivered.newest(letter, Timestamp::now());
-        match letters.requeue(newest.filter(|_| self.options.as_new)).await {
+        let as_new = self.options.as_new;
+        let newest = as_new.then(|| self.delivered.assign_newest(letter, Timestamp::now())).flatten();
+        match letters.requeue(newest).await {
             Ok(()) => {
                 self.requeued(letter, run);
                 true
@@ -82,7 +83,7 @@ impl<P: DestinationProbe> Requeue<P> {
         if let Some(newer) = newer.filter(|_| !std::mem::replace(&mut self.superseded_reported, true)) {
             let (job, newer) = (letter.job_id().map_or_else(String::new, printable), printable(&newer.to_string()));
             run.output.notice(&format!(
-                "{job}: superseded by {newer}, which was delivered; workers skip such jobs (--as-new delivers them anyway)"
+                "{job}: superseded by {newer}, which was delivered; workers skip such jobs (--as-new makes them the newest)"
             ));
         }
     }
@@ -90,6 +91,11 @@ impl<P: DestinationProbe> Requeue<P> {
     async fn refusal(&mut self, letter: &DeadLetter, run: &LetterRun<'_>) -> Option<String> {
         if let Some(size) = letter.properties().unread {
             return Some(format!("its body of {size} bytes is too large to be read, and is not a job"));
+        }
+        if self.options.as_new && !self.delivered.can_assign(letter) {
+            return Some(
+                "the highest generation of its object is not known, as control messages can't be read".to_owned(),
+            );
         }
         if let Some(reason) = self.expired(letter) {
             if !std::mem::replace(&mut self.expiry_reported, true) {

@@ -41,6 +41,14 @@ pub struct ObjectGeneration {
     pub generation: u64,
 }
 
+impl ObjectGeneration {
+    /// The next lower one: this one, and all above it, are newer.
+    #[must_use]
+    pub fn below(self) -> Self {
+        Self { generation: self.generation.saturating_sub(1), ..self }
+    }
+}
+
 /// Delivered job whose generation is above that of another one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewerDelivery {

@@ -182,6 +182,8 @@ pub enum ControlEvent {
     /// The connection was lost: messages may exist that were not read. They follow, and then
     /// [`ControlEvent::CaughtUp`] once more.
     Interrupted,
+    /// The broker refuses that the stream is read, or has no such stream. Reading is tried again.
+    Unreadable,
     /// Number of live workers, and this one's place among them, whenever either changes.
     Fleet(FleetShare),
 }

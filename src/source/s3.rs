@@ -100,7 +100,11 @@ impl S3Source {
     /// Returns the place of an object that the reader may read.
     fn place(&self, bucket: &BucketName, key: &str, reader: SourceReader<'_>) -> Result<&StagingPlace, Failure> {
         let refused = |message: String| Failure::new(Reason::SourceForbidden, message);
-        let mut denied = format!("source.s3 does not list the bucket {bucket}");
+        if !self.places.iter().any(|place| place.bucket == *bucket) {
+            let denied = refused(format!("source.s3 does not list the bucket {bucket}"));
+            return Err(denied.hint(format!("add {bucket} to [[source.s3]]")));
+        }
+        let mut denied = String::new();
         for place in self.places.iter().filter(|place| place.bucket == *bucket) {
             match place.prefix.filled(reader) {
                 Ok(prefix) if key.starts_with(&prefix) => return Ok(place),

@@ -94,9 +94,8 @@ impl ControlListener {
         let mut caught_up = Some(caught_up);
         while let Some(event) = self.queue.next_control().await {
             self.read.fetch_add(1, Ordering::Relaxed);
-            if !matches!(event, ControlEvent::CaughtUp | ControlEvent::Interrupted) {
-                // That comes even if the stream can't be read; the number of workers is read from it.
-                self.effects.generations.stream_was_read();
+            if matches!(event, ControlEvent::Message(_) | ControlEvent::Fleet(_)) {
+                self.effects.generations.set_readable(true);
             }
             match event {
                 ControlEvent::Message(body) => self.perform(&body),
@@ -105,6 +104,7 @@ impl ControlListener {
                     drop(caught_up.take());
                 }
                 ControlEvent::Interrupted => self.effects.generations.interrupted(),
+                ControlEvent::Unreadable => self.effects.generations.set_readable(false),
                 ControlEvent::Fleet(share) => {
                     self.effects.generations.set_share(share);
                     self.effects.admission.set_share(share);

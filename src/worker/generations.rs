@@ -70,8 +70,8 @@ pub(super) struct Generations {
     /// Live workers; 0 while that is not known.
     workers: AtomicU32,
     backlog: Backlog,
-    /// True once anything was read from the control stream: it is usable.
-    reads: AtomicBool,
+    /// True once anything was read from the control stream, until the broker refuses that.
+    readable: AtomicBool,
 }
 
 impl Generations {
@@ -82,7 +82,7 @@ impl Generations {
             reporter: GenerationReporter::new(parts),
             workers: AtomicU32::new(0),
             backlog: Backlog::default(),
-            reads: AtomicBool::new(false),
+            readable: AtomicBool::new(false),
         })
     }
 
@@ -95,9 +95,9 @@ impl Generations {
         self.changed.notify_waiters();
     }
 
-    /// Records that the control stream can be read.
-    pub(super) fn stream_was_read(&self) {
-        self.reads.store(true, Ordering::Relaxed);
+    /// Records whether the control stream can be read.
+    pub(super) fn set_readable(&self, readable: bool) {
+        self.readable.store(readable, Ordering::Relaxed);
     }
 
     /// Records that the reports of the past were read.
@@ -124,12 +124,18 @@ impl Generations {
     /// confirmed, or after [`CONFIRM_TIMEOUT`]; false if the broker refuses it.
     pub(super) async fn announce(&self, this: ObjectGeneration) -> bool {
         let is_known = self.table.lock().announced_since(this).is_some();
-        is_known || self.announce_again(this).await
+        is_known || self.report_pending(this).await
     }
 
-    /// As [`Generations::announce`], whatever is known: a job is redelivered although its end may
-    /// have been reported.
-    pub(super) async fn announce_again(&self, this: ObjectGeneration) -> bool {
+    /// Reports a job that is redelivered although its end may have been reported. Its delivery is
+    /// reported first: then the worker that answers the redelivery can report that nothing is
+    /// pending any more.
+    pub(super) async fn announce_redelivery(&self, this: ObjectGeneration) {
+        self.report_superseding(this.below()).await;
+        self.report_pending(this).await;
+    }
+
+    async fn report_pending(&self, this: ObjectGeneration) -> bool {
         let reported = self.reporter.report(this.object, GenerationChange::Pending { generation: this.generation });
         !matches!(timeout(CONFIRM_TIMEOUT, reported).await, Ok(Ok(false)))
     }
@@ -140,9 +146,9 @@ impl Generations {
         reports.into_iter().for_each(|(object, change)| drop(self.reporter.report(object, change)));
     }
 
-    /// Reports the delivery that superseded a job, unless others know it: a worker that is lost
-    /// before the job is settled takes that knowledge with it, and the job is redelivered. Returns
-    /// when the report is confirmed, or after [`CONFIRM_TIMEOUT`].
+    /// Reports the delivery above a generation that this worker knows of, unless others know it: a
+    /// worker that is lost before the job is settled takes that knowledge with it, and the job is
+    /// redelivered. Returns when the report is confirmed, or after [`CONFIRM_TIMEOUT`].
     pub(super) async fn report_superseding(&self, this: ObjectGeneration) {
         let unreported = self.table.lock().unreported_delivery(this.object, this.generation);
         if let Some(change) = unreported {

@@ -184,7 +184,7 @@ impl Runner {
             self.settler.abort_unrecorded(state, &job.destination).await;
         }
         if let Some(written) = job.written().filter(|_| attempted && !settled) {
-            self.generations.announce_again(written).await;
+            self.generations.announce_redelivery(written).await;
         }
         if settled { end } else { JobEnd::Open }
     }

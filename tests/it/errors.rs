@@ -94,8 +94,8 @@ const WRONGS: [Wrong; 23] = [
     wrong(
         "dead list",
         78,
-        "consign: broker.url: is required by this command, and no configuration file was read; give it with -c or \
-         CONSIGN_CONFIG, or set broker.url, broker.url_file or CONSIGN__BROKER__URL\n",
+        "consign: broker.url: is required by this command, and no configuration file was read; name one with -c or \
+         CONSIGN_CONFIG (a directory needs a *.toml file), or set broker.url, broker.url_file or CONSIGN__BROKER__URL\n",
     ),
     wrong(
         "dead list -c negative.toml --set upload.min_rate=1MiB",

@@ -115,6 +115,14 @@ impl AcmeFixture {
         .await;
     }
 
+    /// Waits until so many redeliveries have joined the transfers that run.
+    pub async fn joined(&self, count: usize) {
+        until(&format!("{count} redeliveries joined"), Duration::from_secs(60), async || {
+            (self.worker.log().matches("\"job_joined\"").count() >= count).then_some(())
+        })
+        .await;
+    }
+
     /// Waits until there are so many objects.
     pub async fn objects(&self, count: usize) {
         until(&format!("{count} objects"), Duration::from_secs(60), async || {

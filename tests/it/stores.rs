@@ -1,7 +1,7 @@
 //! One suite of conformance, run on each store: what consign uses of S3 and STS, byte for byte.
 //!
 //! moto, ministack and s3s run in every test run. The others are asked for:
-//! `CONSIGN_TEST_STORES=ceph,localstack tests/run stores` installs and starts them. `account` is a
+//! `CONSIGN_TEST_STORES=ceph,garage,localstack tests/run stores` installs and starts them. `account` is a
 //! bucket of your own, anywhere, named by environment variables (see `ground::account`). What
 //! a store does not have is not in its list; deploy/docs/stores.md has the same lists.
 
@@ -45,6 +45,8 @@ conformance! { s3s: check_passes small_and_empty_objects objects_in_parts odd_ke
 existing_objects an_upload_resumes a_lost_permission_is_named one_hundred_mixed_jobs }
 conformance! { asked ceph: check_passes small_and_empty_objects objects_in_parts odd_keys gzip encryption_with_a_key
 existing_objects an_upload_resumes an_expired_session_is_renewed a_lost_permission_is_named one_hundred_mixed_jobs }
+conformance! { asked garage: check_passes small_and_empty_objects objects_in_parts odd_keys gzip
+existing_objects an_upload_resumes a_lost_permission_is_named one_hundred_mixed_jobs }
 conformance! { asked localstack: check_passes small_and_empty_objects objects_in_parts odd_keys gzip
 existing_objects an_upload_resumes one_hundred_mixed_jobs }
 conformance! { asked account: check_passes small_and_empty_objects objects_in_parts odd_keys gzip encryption_with_a_key

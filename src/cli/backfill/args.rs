@@ -83,7 +83,7 @@ pub(super) struct BackfillRunArgs {
     #[arg(long, value_parser = backfill_id)]
     pub(super) id: Option<BackfillId>,
     /// Limit the rate of publishing: 30/s, 30/min or 30/h
-    #[arg(long, value_name = "N/UNIT", value_parser = PublishRate::parse)]
+    #[arg(long, value_name = "N/UNIT", allow_hyphen_values = true, value_parser = PublishRate::parse)]
     pub(super) rate: Option<PublishRate>,
     /// Print the jobs without publishing them. With --json: all jobs, one per line
     #[arg(long)]
@@ -101,7 +101,7 @@ pub(super) struct BackfillRunArgs {
     pub(super) wait: bool,
     /// Stop waiting after this time, such as 10m. Exit code: 75 if a job has no outcome by then
     /// [default: no limit]
-    #[arg(long, value_name = "DURATION", requires = "wait", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", requires = "wait", allow_hyphen_values = true, value_parser = parse_duration)]
     pub(super) wait_timeout: Option<Duration>,
     /// Admin endpoint of a worker that is asked why jobs are pending. Repeatable [default:
     /// admin.listen]

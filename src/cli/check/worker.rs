@@ -49,14 +49,14 @@ pub(super) async fn run(
 
 /// Tests broker and topology. Returns also true where the login is denied.
 async fn broker(config: &Config) -> ([CheckStep; 2], bool) {
-    let Err(problem) = config.broker.required_url() else {
+    if config.broker.required_url().is_ok() {
         return match config.broker.embedded_file() {
             Some(file) => ([embedded(config, &file).await, not_needed()], false),
             None => rabbitmq(config).await,
         };
-    };
-    let remedy = "set broker.url, or CONSIGN__BROKER__URL";
-    let cause = format!("{} {}", problem.field, problem.problem);
+    }
+    let remedy = "name a configuration file with -c, or set broker.url, broker.url_file or CONSIGN__BROKER__URL";
+    let cause = "broker.url is not set".to_owned();
     ([CheckStep::failed(StepName::Broker, Code::BrokerNotConfigured, cause, remedy), not_tried()], false)
 }
 

@@ -41,7 +41,7 @@ pub struct RequeueArgs {
     #[arg(long)]
     dry_run: bool,
     /// Limit the rate of requeued jobs: 30/s, 30/min or 30/h
-    #[arg(long, value_name = "N/UNIT", value_parser = PublishRate::parse)]
+    #[arg(long, value_name = "N/UNIT", allow_hyphen_values = true, value_parser = PublishRate::parse)]
     rate: Option<PublishRate>,
     /// Admin endpoint of a worker, such as http://127.0.0.1:9464. Destinations whose circuit
     /// breaker is open there are refused. Repeatable
@@ -102,7 +102,7 @@ pub(super) async fn execute(args: RequeueArgs, config: &Config, json: bool) -> R
 }
 
 /// Reads which generations were delivered. Workers know them anyway, so a failure to read them is a
-/// notice.
+/// notice, and only jobs that must be given a number are refused.
 async fn delivered(config: &Config) -> Result<ReportedDeliveries, String> {
     let admin = broker::admin(config, "dead");
     match timeout(REPORTS_TIMEOUT, admin.control_messages()).await {

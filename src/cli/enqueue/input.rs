@@ -18,7 +18,7 @@ const MAX_SHOWN_PROBLEMS: usize = 20;
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}{problem}", .line.map_or_else(String::new, |line| format!("line {line}: ")))]
 pub(super) struct InputError {
-    line: Option<usize>,
+    pub(super) line: Option<usize>,
     problem: String,
 }
 
@@ -162,11 +162,12 @@ fn with_flag(problem: String) -> String {
 
 /// A document of one line among others has columns only: its line is that of the input.
 fn in_line(problem: &str, line: Option<usize>) -> String {
-    const ONE_MESSAGE: &str = "send one object and nothing after it";
-    match line {
-        Some(_) => problem.replace("line 1, column ", "column ").replace(ONE_MESSAGE, "put each job on its own line"),
-        None => problem.replace(ONE_MESSAGE, "give one JSON object, or one per line"),
-    }
+    const ONE_MESSAGE: [&str; 2] = ["send one object and nothing after it", "send one object per job"];
+    let (problem, form) = match line {
+        Some(_) => (problem.replace("line 1, column ", "column "), "each line must be one JSON object"),
+        None => (problem.to_owned(), "the input must be one JSON object, or one per line"),
+    };
+    ONE_MESSAGE.iter().fold(problem, |problem, of_message| problem.replace(of_message, form))
 }
 
 #[cfg(test)]
@@ -227,12 +228,13 @@ mod tests {
     #[tokio::test]
     async fn text_that_is_no_json_is_refused_with_the_form_of_the_input() {
         for (text, remedy) in [
-            ("hello".to_owned(), "; give one JSON object, or one per line"),
-            (format!("{}\nhello", job("a")), "; put each job on its own line"),
-            (format!("{} {}", job("a"), job("b")), "; give one JSON object, or one per line"),
+            ("hello".to_owned(), "; the input must be one JSON object, or one per line"),
+            (format!("{}\nhello", job("a")), "; each line must be one JSON object"),
+            (format!("{}\n[{}]", job("a"), job("b")), "; each line must be one JSON object"),
+            (format!("{} {}", job("a"), job("b")), "; the input must be one JSON object, or one per line"),
         ] {
             let last = all(text).await.unwrap().pop().unwrap().unwrap_err().to_string();
-            assert!(last.contains("body: is not JSON") && last.ends_with(remedy), "{last}");
+            assert!(last.contains("body: is ") && last.ends_with(remedy), "{last}");
         }
     }
 

@@ -266,7 +266,7 @@ fn queue_data(depths: &Depths) -> Value {
 /// Jobs that are not in a lane.
 fn rest(depths: &Depths) -> String {
     let waiting = depths.waiting.iter().filter(|(_, count)| *count > 0);
-    let waiting: Vec<_> = waiting.map(|(delay, count)| format!("{count} with delay {}", delay.as_str())).collect();
+    let waiting: Vec<_> = waiting.map(|(delay, count)| format!("{count} (delay {})", delay.as_str())).collect();
     let waiting = if waiting.is_empty() { "none".to_owned() } else { waiting.join(", ") };
     let dead = if depths.dead > 0 { format!("{} (`consign dead list`)", depths.dead) } else { "none".to_owned() };
     format!("waiting for a retry: {waiting}\ndead letters: {dead}")
@@ -335,7 +335,7 @@ mod tests {
             "w-1     http://127.0.0.1:9464  2/16   2h 0m   ready",
             "does not answer: refused",
             "scheduled  12      2        8",
-            "waiting for a retry: 4 with delay 2m",
+            "waiting for a retry: 4 (delay 2m)",
             "dead letters: 2 (",
             "open: no; allow it",
         ] {

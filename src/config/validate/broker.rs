@@ -85,7 +85,11 @@ fn check_broker_url(text: &str, allow_plaintext: bool) -> Result<(), &'static st
         return check_embedded_file(path);
     }
     let parsed = url::Url::parse(text);
-    let has_invalid_port = text.starts_with("amqp") && matches!(parsed, Err(url::ParseError::InvalidPort));
+    let has_invalid_port = text.starts_with("amqp")
+        && match &parsed {
+            Ok(url) => url.port() == Some(0),
+            Err(problem) => *problem == url::ParseError::InvalidPort,
+        };
     let parsed = parsed.ok();
     if cuts_password(text, parsed.as_ref()) {
         return Err("has \"#\", \"/\" or \"?\" in the user name or password; percent-encode it as %23, %2F or %3F");
@@ -149,7 +153,8 @@ mod tests {
 
     #[test]
     fn an_invalid_port_is_named() {
-        for url in ["amqp://guest:guest@127.0.0.1:99999", "amqps://guest:guest@mq.example.com:x/vhost"] {
+        for port in ["99999", "x", "0"] {
+            let url = &format!("amqps://guest:guest@mq.example.com:{port}/vhost");
             assert_eq!(check_broker_url(url, false), Err("has an invalid port; give 1-65535"), "{url}");
         }
         assert_eq!(check_broker_url("http://mq.example.com:99999", false), Err(NOT_A_BROKER_URL));

@@ -82,7 +82,7 @@ impl Endpoint {
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let tls = self.tls().await?;
         let what = format!("connecting to {}:{}", self.uri.authority.host, self.uri.authority.port);
-        within(CONNECT_TIMEOUT, &what, wire::connect(self.uri.clone(), properties, tls)).await
+        within(CONNECT_TIMEOUT, &what, wire::connect(self.uri.clone(), properties, tls), errors::of_connect).await
     }
 
     async fn tls(&self) -> Result<OwnedTLSConfig, QueueError> {
@@ -217,16 +217,17 @@ pub(super) async fn open_channel(connection: &Connection) -> Result<Channel, Que
 
 /// Performs one call to the broker within a bounded time.
 pub(super) async fn call<T>(what: &str, future: impl Future<Output = lapin::Result<T>>) -> Result<T, QueueError> {
-    within(CALL_TIMEOUT, what, future).await
+    within(CALL_TIMEOUT, what, future, errors::of_call).await
 }
 
 async fn within<T>(
     limit: Duration,
     what: &str,
     future: impl Future<Output = lapin::Result<T>>,
+    classify: impl Fn(&str, &lapin::Error) -> QueueError,
 ) -> Result<T, QueueError> {
     match tokio::time::timeout(limit, future).await {
-        Ok(result) => result.map_err(|e| errors::of_call(what, &e)),
+        Ok(result) => result.map_err(|e| classify(what, &e)),
         Err(_) => Err(QueueError::Unavailable(format!("{what}: no answer within {} s", limit.as_secs()))),
     }
 }

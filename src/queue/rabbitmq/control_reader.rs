@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::connection;
 use super::context::QueueContext;
 use super::messages;
+use super::publisher::{NOT_ACCEPTED, OutgoingMessage};
 use super::roster::Roster;
 use super::sessions::BrokerSessions;
 use super::stream::{SILENCE, StreamEntry, StreamReader, StreamStart};
@@ -38,6 +39,9 @@ const CAUGHT_UP_TIMEOUT: Duration = Duration::from_secs(5);
 const UNMARKED_TIMEOUT: Duration = Duration::from_mins(1);
 /// Limit of an announcement while messages wait to be read. The next check repeats it.
 const REANNOUNCE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Repetitions of an announcement that is nacked: the stream has no leader for a moment.
+const MAX_NACKS: u32 = 20;
+const NACK_RETRY_INTERVAL: Duration = Duration::from_millis(500);
 /// Limit of the announcement that this worker stops.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Control messages that the worker has not taken yet.
@@ -202,7 +206,7 @@ impl ControlReader {
         let command = ControlCommand::WorkerStarted(address.clone());
         let marker = Bytes::from(Control::new(command, Timestamp::now()).render());
         let message = messages::control(&self.context.names, &marker);
-        let published = self.sessions.publish_once(&message).await;
+        let published = self.publish(&message).await;
         // The next check repeats one that is not there.
         let lost = matches!(published, Err(QueueError::Unavailable(_) | QueueError::Lost));
         self.announced = if lost { String::new() } else { address };
@@ -214,6 +218,21 @@ impl ControlReader {
             );
         }
         self.marker = published.is_ok().then_some(marker);
+    }
+
+    /// Publishes an announcement, and repeats it for a limited time while it is nacked. Without it,
+    /// the end of the backlog is only guessed, and the others do not count this worker.
+    async fn publish(&self, message: &OutgoingMessage) -> Result<(), QueueError> {
+        let mut repetitions = MAX_NACKS;
+        loop {
+            match self.sessions.publish_once(message).await {
+                Err(QueueError::Refused(why)) if why == NOT_ACCEPTED && repetitions > 0 => {
+                    repetitions -= 1;
+                    tokio::time::sleep(NACK_RETRY_INTERVAL).await;
+                }
+                published => return published.map_err(|problem| control_problem(problem, &message.routing_key)),
+            }
+        }
     }
 
     async fn forward(&mut self, stream: &mut StreamReader, connection: &Connection) -> Result<Infallible, ReadEnd> {
@@ -275,6 +294,9 @@ impl ControlReader {
     /// do without the messages. A connection that was lost before anything was read is not
     /// reported: the next one reads, and the worker has a time limit of its own.
     async fn report_end(&mut self, problem: &QueueError) -> Result<(), ReadEnd> {
+        if is_refusal(problem) {
+            self.send(ControlEvent::Unreadable).await?;
+        }
         if self.reading.take().is_some() {
             (self.interrupted, self.caught_up) = (true, false);
             self.send(ControlEvent::Interrupted).await
@@ -311,4 +333,29 @@ pub(super) async fn leave_fleet(context: &QueueContext, sessions: &BrokerSession
     let command = ControlCommand::WorkerStopped(context.leases.owner.address());
     let message = messages::control(&context.names, &Control::new(command, Timestamp::now()).render().into());
     let _ = timeout(FAREWELL_TIMEOUT, session.publisher.publish(&message)).await;
+}
+
+/// Explains why the control stream took no message. A nack may be of short duration: a new leader
+/// is being elected.
+pub(super) fn control_problem(problem: QueueError, stream: &str) -> QueueError {
+    match problem {
+        QueueError::Refused(why) if why == NOT_ACCEPTED => QueueError::Unavailable(format!("`{stream}`: {why}")),
+        QueueError::Refused(why) => QueueError::Topology(format!(
+            "the stream `{stream}` takes no control message ({why}); run `consign topology apply`"
+        )),
+        problem => problem,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_control_message_that_is_nacked_is_published_again_and_one_without_a_stream_is_not() {
+        let nacked = control_problem(QueueError::Refused(NOT_ACCEPTED.to_owned()), "p.control");
+        assert!(matches!(nacked, QueueError::Unavailable(_)), "{nacked}");
+        let unroutable = control_problem(QueueError::Refused("NO_ROUTE".to_owned()), "p.control");
+        assert!(matches!(unroutable, QueueError::Topology(_)), "{unroutable}");
+    }
 }

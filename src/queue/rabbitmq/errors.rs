@@ -28,6 +28,16 @@ pub(super) fn of_call(what: &str, error: &lapin::Error) -> QueueError {
     }
 }
 
+/// As [`of_call`], for the call that connects: a server of another protocol is a fault of the
+/// configuration.
+pub(super) fn of_connect(what: &str, error: &lapin::Error) -> QueueError {
+    const REMEDY: &str = "the server does not speak AMQP 0-9-1; correct the port, or the scheme, of broker.url";
+    match error.kind() {
+        ErrorKind::ParsingError(_) => QueueError::Unavailable(format!("{what}: {REMEDY}")),
+        _ => of_call(what, error),
+    }
+}
+
 /// Returns the broker's reply code.
 fn reply_code(error: &lapin::Error) -> Option<u16> {
     if let ErrorKind::ProtocolError(refusal) = error.kind() { Some(refusal.get_id()) } else { None }
@@ -75,7 +85,7 @@ pub(super) fn text(error: &lapin::Error) -> String {
     match error.kind() {
         ErrorKind::ProtocolError(refusal) => refusal.get_message().to_string(),
         ErrorKind::IOError(io) => tls::explained(io).unwrap_or_else(|| io.to_string()),
-        ErrorKind::ParsingError(_) => "the server does not speak AMQP 0-9-1; correct the port of broker.url".to_owned(),
+        ErrorKind::ParsingError(_) => "the broker sent data that is not AMQP 0-9-1".to_owned(),
         ErrorKind::MissingHeartbeatError => "the broker stopped answering heartbeats".to_owned(),
         ErrorKind::InvalidChannelState(..) | ErrorKind::InvalidConnectionState(_) | ErrorKind::InvalidChannel(_) => {
             "the connection is closed".to_owned()
@@ -103,8 +113,12 @@ mod tests {
     #[test]
     fn a_server_of_another_protocol_is_named_with_the_remedy() {
         let problem = amq_protocol::frame::parse_frame(&b"HTTP/1.1 400 Bad Request\r\n"[..]).unwrap_err();
-        let refused = of_call("connecting to h:80", &ErrorKind::ParsingError(problem).into()).to_string();
-        let expected = "connecting to h:80: the server does not speak AMQP 0-9-1; correct the port of broker.url";
+        assert!(!problem.is_incomplete());
+        let error = ErrorKind::ParsingError(problem).into();
+        let refused = of_connect("connecting to h:80", &error).to_string();
+        let expected =
+            "connecting to h:80: the server does not speak AMQP 0-9-1; correct the port, or the scheme, of broker.url";
         assert!(refused.ends_with(expected), "{refused}");
+        assert_eq!(text(&error), "the broker sent data that is not AMQP 0-9-1", "it did before");
     }
 }

@@ -14,12 +14,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::connection::Endpoint;
 use super::context::QueueContext;
-use super::control_reader;
+use super::control_reader::{self, control_problem};
 use super::deliveries::{Deliveries, PrefetchedDelivery};
 use super::lease::{LeaseContext, LeaseTable, OwnerIdentity};
 use super::messages;
 use super::names::Names;
-use super::publisher::NOT_ACCEPTED;
 use super::release;
 use super::replies::Replies;
 use super::reply_addresses::ReplyAddresses;
@@ -234,30 +233,5 @@ impl JobPublisher for RabbitMqQueue {
     async fn publish(&self, publication: Publication) -> Result<(), QueueError> {
         let message = messages::job(&self.context.names, publication)?;
         self.sessions.publish_once(&message).await
-    }
-}
-
-/// Explains why the control stream took no message. A nack may be of short duration: a new leader
-/// is being elected.
-fn control_problem(problem: QueueError, stream: &str) -> QueueError {
-    match problem {
-        QueueError::Refused(why) if why == NOT_ACCEPTED => QueueError::Unavailable(format!("`{stream}`: {why}")),
-        QueueError::Refused(why) => QueueError::Topology(format!(
-            "the stream `{stream}` takes no control message ({why}); run `consign topology apply`"
-        )),
-        problem => problem,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_control_message_that_is_nacked_is_published_again_and_one_without_a_stream_is_not() {
-        let nacked = control_problem(QueueError::Refused(NOT_ACCEPTED.to_owned()), "p.control");
-        assert!(matches!(nacked, QueueError::Unavailable(_)), "{nacked}");
-        let unroutable = control_problem(QueueError::Refused("NO_ROUTE".to_owned()), "p.control");
-        assert!(matches!(unroutable, QueueError::Topology(_)), "{unroutable}");
     }
 }

@@ -58,7 +58,7 @@ impl BrokerSessions {
     /// Returns the session, at the latest at the deadline.
     ///
     /// # Errors
-    /// `Unavailable` or `Denied` with the reason of the last attempt.
+    /// `Unavailable` with the reason of the last attempt; `Denied` in a command.
     pub(super) async fn wait(&self, deadline: Instant) -> Result<Arc<BrokerSession>, QueueError> {
         let mut states = self.state.subscribe();
         // The user of a command can fix a denial; a worker waits until somebody has fixed it.
@@ -75,7 +75,8 @@ impl BrokerSessions {
         };
         match state {
             SupervisorState::Up(session) => Ok(session),
-            SupervisorState::Down(problem @ (QueueError::Unavailable(_) | QueueError::Denied(_))) => Err(problem),
+            SupervisorState::Down(problem @ QueueError::Unavailable(_)) => Err(problem),
+            SupervisorState::Down(problem @ QueueError::Denied(_)) if fails_on_denial => Err(problem),
             // It may be resolved while the worker retries.
             SupervisorState::Down(problem) => Err(QueueError::Unavailable(problem.to_string())),
             SupervisorState::Closed => Err(QueueError::closed()),

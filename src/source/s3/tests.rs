@@ -98,7 +98,8 @@ async fn each_request_is_counted_by_its_status() {
 #[tokio::test]
 async fn other_buckets_are_forbidden_without_a_request() {
     let origin = ScriptedOrigin::start(|_, _| response(200, &WHOLE, TEXT)).await;
-    assert_eq!(read(&staging(&origin), "customer").await.unwrap_err().reason, Reason::SourceForbidden);
+    let refused = read(&staging(&origin), "customer").await.unwrap_err();
+    assert_eq!((refused.reason, refused.hint.as_str()), (Reason::SourceForbidden, "add customer to [[source.s3]]"));
     assert!(origin.heads().is_empty());
 }
 

@@ -1,6 +1,6 @@
 //! Deliveries of this worker within the last hour, which it can answer with.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,7 +70,8 @@ impl OwnDeliveries {
             objects.sort_unstable();
             objects
         };
-        recent.rev().flat_map(ordered).collect()
+        let mut seen = HashSet::new();
+        recent.rev().flat_map(ordered).filter(|object| seen.insert(*object)).collect()
     }
 }
 
@@ -105,6 +106,8 @@ mod tests {
         tokio::time::advance(BUCKET_AGE + Duration::from_secs(1)).await;
         own.insert(object(2), delivery(1));
         assert_eq!((own.buckets.len(), generation(&own, 1)), (2, Some(3)), "the first bucket is gone");
+        own.insert(object(1), delivery(4));
+        assert_eq!(own.since(BUCKET_AGE), [object(1), object(2)], "each object once");
         tokio::time::advance(OWN_TTL + BUCKET_AGE).await;
         assert_eq!([1, 2].map(|number| generation(&own, number)), [None; 2]);
     }

@@ -17,7 +17,9 @@ use crate::worker::parts::{WorkerClock, WorkerParts};
 const MAX_UNPUBLISHED: usize = 10_000;
 /// Time after which a report counts as lost.
 const REPORT_LIFETIME: Duration = Duration::from_mins(10);
+/// Interval of the first repetition. It doubles up to [`MAX_RETRY_INTERVAL`].
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(8);
 
 /// Publisher of reports.
 #[derive(Debug)]
@@ -85,6 +87,7 @@ impl GenerationReporter {
 
 async fn publish(queue: &dyn Queue, body: &[u8]) -> bool {
     let until = Instant::now() + REPORT_LIFETIME;
+    let mut interval = RETRY_INTERVAL;
     loop {
         match queue.publish_control(body.to_vec().into()).await {
             Ok(()) => return true,
@@ -98,6 +101,7 @@ async fn publish(queue: &dyn Queue, body: &[u8]) -> bool {
                 return false;
             }
         }
-        tokio::time::sleep(RETRY_INTERVAL).await;
+        tokio::time::sleep(interval).await;
+        interval = (interval * 2).min(MAX_RETRY_INTERVAL);
     }
 }

@@ -58,7 +58,7 @@ impl ReportedWrite {
     }
 }
 
-/// Write of this worker that is in progress.
+/// Write of this worker that is in progress, or waits for its turn.
 #[derive(Debug)]
 struct OwnWrite {
     generation: u64,
@@ -253,8 +253,7 @@ impl GenerationTable {
 
     /// Returns true if a delivery of this generation, or of a higher one, is known.
     pub(super) fn knows_delivery(&self, this: ObjectGeneration) -> bool {
-        let below = ObjectGeneration { generation: this.generation.saturating_sub(1), ..this };
-        self.newer_than(below).is_some()
+        self.newer_than(this.below()).is_some()
     }
 
     /// Begins a write without a report, unless a generation of the object is pending or written.
@@ -266,13 +265,11 @@ impl GenerationTable {
         true
     }
 
-    /// Begins a write that was reported and has its turn. Returns a new report if the others take
-    /// it for ended.
-    pub(super) fn begin_reported(&mut self, this: ObjectGeneration, run: Uuid, id: Uuid) -> Option<GenerationChange> {
-        let mut write = OwnWrite::new(this.generation, run, Some(id));
-        let again = if self.turn(this.object, id).is_none() { write.report() } else { None };
-        self.own_writes.insert(this.object, write);
-        again
+    /// Records a write that waits for its turn. Returns its report. Until its end it is reported
+    /// again wherever the others might take it for ended.
+    pub(super) fn enter_write(&mut self, this: ObjectGeneration, run: Uuid, id: Uuid) -> GenerationChange {
+        self.own_writes.insert(this.object, OwnWrite::new(this.generation, run, Some(id)));
+        GenerationChange::Writing { generation: this.generation, run, write: id }
     }
 
     /// Ends a write of this worker. Returns its id, if it was reported.

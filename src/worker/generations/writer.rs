@@ -231,11 +231,11 @@ impl ObjectWriter {
         let (generations, object) = (&self.generations, self.this.object);
         let id = Uuid::new_v4();
         self.state.lock().write = WriteState::Reported { id, permitted: false };
-        let report = GenerationChange::Writing { generation: self.this.generation, run: self.job.run, write: id };
+        let report = generations.table.lock().enter_write(self.this, self.job.run, id);
         let reported = generations.reporter.report(object, report);
         let read_back = generations.wait_for(|table| table.turn(object, id));
         let read_back = timeout_at(latest, unless_refused(read_back, reported)).await;
-        if matches!(read_back, Ok(None)) || read_back.is_err() && !generations.reads.load(Ordering::Relaxed) {
+        if matches!(read_back, Ok(None)) || read_back.is_err() && !generations.readable.load(Ordering::Relaxed) {
             self.write_unordered(id);
             return Ok(());
         }
@@ -246,7 +246,8 @@ impl ObjectWriter {
         loop {
             let turn = generations.wait_for(|table| {
                 let newer = table.newer_than(self.this).map(|newer| Err(Refusal::Superseded(newer)));
-                newer.or_else(|| (table.turn(object, id) != Some(Turn::Waits)).then_some(Ok(())))
+                // One that expired is reported again, and waits for that.
+                newer.or_else(|| (table.turn(object, id) == Some(Turn::First)).then_some(Ok(())))
             });
             match timeout(TURN_CHECK_INTERVAL, turn).await {
                 Ok(turn) => break turn?,
@@ -254,9 +255,7 @@ impl ObjectWriter {
                 Err(_) => {}
             }
         }
-        let again = generations.table.lock().begin_reported(self.this, self.job.run, id);
         self.state.lock().write = WriteState::Reported { id, permitted: true };
-        again.into_iter().for_each(|report| drop(generations.reporter.report(object, report)));
         Ok(())
     }
 
@@ -296,7 +295,8 @@ impl WriteGate for ObjectWriter {
 /// Waits for what is read back; `None` when the broker refuses the report.
 async fn unless_refused<T>(read_back: impl Future<Output = T>, reported: oneshot::Receiver<bool>) -> Option<T> {
     let refused = async {
-        if reported.await.unwrap_or(false) {
+        // One that found no place in the buffer was not refused.
+        if reported.await.unwrap_or(true) {
             std::future::pending::<()>().await;
         }
     };

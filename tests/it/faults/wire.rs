@@ -26,6 +26,7 @@ async fn reset_the_jobs_continue_and_their_redeliveries_join_them() {
     proxy.set(Condition::Reset);
     fixture.unready(&["reset", "connection", "refused", "closed"]).await;
     proxy.set(Condition::Normal);
+    fixture.joined(10).await;
     fixture.s3.calm();
     fixture.site.broker.all_ended(10, Duration::from_secs(60)).await;
     assert_eq!(fixture.s3.calls("PutObject").len(), 10);
@@ -86,6 +87,7 @@ async fn a_consumer_that_the_broker_cancels_is_recreated_and_the_jobs_continue()
     // No error comes with it: the stream of deliveries just ends.
     fixture.site.broker.disown("jobs.backfill").await;
     fixture.unready(&["ended the consumer"]).await;
+    fixture.joined(5).await;
     fixture.s3.calm();
     fixture.site.broker.all_ended(5, Duration::from_secs(60)).await;
     assert_eq!(fixture.s3.calls("PutObject").len(), 5, "the redeliveries joined");

@@ -239,6 +239,36 @@ pub async fn ceph() -> Store {
     Store { sts_url, flavor, identity: Some(ceph.platform), staging: Some(staging), ..store }
 }
 
+/// It has no roles and no policies: a key may read, write or own a bucket.
+pub async fn garage() -> Store {
+    let variable = |name: &str| exported(&format!("CONSIGN_TEST_GARAGE_{name}"));
+    let key = |name: &str| {
+        let (id, secret) =
+            variable(name).split_once(':').map(|(id, secret)| (id.to_owned(), secret.to_owned())).unwrap();
+        Key { id, secret }
+    };
+    let (url, bucket) = (variable("URL"), unique("bucket"));
+    let admin = s3_client(&url, &key("ADMIN"), "garage");
+    let garage = |arguments: &[&str]| {
+        let mut garage = std::process::Command::new(variable("PROGRAM"));
+        let output = garage.args(["-c", &variable("CONFIG"), "bucket"]).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    };
+    // A bucket that a key creates through S3 has its name for this key alone.
+    garage(&["create", &bucket]);
+    for (name, rights) in
+        [("ADMIN", &["--owner", "--read", "--write"][..]), ("WRITER", &["--read", "--write"]), ("READER", &["--read"])]
+    {
+        garage(&[&["allow", &bucket, "--key", &key(name).id], rights].concat());
+    }
+    let store = Store::new(&url, "garage", &bucket, admin).with("key", &by_key(&key("WRITER")), &json!({})).with(
+        "denied",
+        &by_key(&key("READER")),
+        &json!({}),
+    );
+    Store { flavor: Some("garage".to_owned()), ..store }
+}
+
 /// Its S3 alone: any key lets everybody in.
 pub async fn localstack() -> Store {
     let url = exported("CONSIGN_TEST_LOCALSTACK_URL");

@@ -55,6 +55,7 @@ fn marked_tests_are_those_that_run() {
         ("ministack", Some(super::ministack::TESTS)),
         ("s3s", s3s),
         ("ceph", Some(super::ceph::TESTS)),
+        ("garage", Some(super::garage::TESTS)),
         ("localstack", Some(super::localstack::TESTS)),
         ("account", Some(super::account::TESTS)),
     ];

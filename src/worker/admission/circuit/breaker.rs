@@ -21,6 +21,8 @@ const DENIED_KEYS_TO_TRIP: usize = 3;
 pub(super) struct CircuitBreaker {
     pub(super) touched: Instant,
     pub(super) failed_at: Timestamp,
+    /// Time at which the first transfer that is evidence ended; `None` if all ran in other workers.
+    pub(super) first_failure: Option<Instant>,
     pub(super) first_denial: Option<Instant>,
     denied_keys: BTreeSet<String>,
     pub(super) open: Option<OpenCircuit>,
@@ -74,6 +76,7 @@ impl CircuitBreaker {
         Self {
             touched: Instant::now(),
             failed_at: Timestamp::MIN,
+            first_failure: None,
             first_denial: None,
             denied_keys: BTreeSet::new(),
             open: None,

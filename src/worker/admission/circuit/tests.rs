@@ -88,6 +88,18 @@ async fn a_failure_from_before_the_last_success_does_not_open_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_success_from_before_the_first_failure_does_not_close_it() {
+    let (circuits, id, bad) = (circuits(), acme(), failed(Reason::BucketNotFound));
+    let accepted_at = Instant::now();
+    pass(1).await;
+    observe(&circuits, &id, "a", None, &bad, NOW);
+    circuits.succeeded(&id, accepted_at, NOW);
+    assert!(is_open(&circuits), "the bucket was deleted after that upload");
+    circuits.succeeded(&id, Instant::now(), NOW);
+    assert!(!is_open(&circuits));
+}
+
+#[tokio::test(start_paused = true)]
 async fn sts_must_deny_twice_a_minute_apart_and_cached_denials_do_not_count() {
     let circuits = circuits();
     let (id, denied) = (acme(), failed(Reason::AssumeRoleDenied));

@@ -168,7 +168,7 @@ async fn a_repetition_with_a_higher_generation_is_no_known_delivery() {
 async fn a_write_in_progress_is_reported_again() {
     let mut table = table();
     table.apply(object(), writing(1, 1, 1));
-    assert_eq!(table.begin_reported(at(1), id(1), id(1)), None);
+    assert_eq!(table.enter_write(at(1), id(1), id(1)), writing(1, 1, 1));
     assert!(table.write_reports_due().is_empty());
     tokio::time::advance(WRITE_REPORT_INTERVAL).await;
     assert_eq!(table.write_reports_due(), [(object(), writing(1, 1, 1))]);
@@ -198,11 +198,18 @@ async fn a_write_that_is_not_that_of_a_lost_worker_stays_in_progress() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_turn_that_expired_while_it_was_waited_for_is_reported_again() {
+async fn a_write_that_waits_keeps_its_place_after_the_end_of_another_one_of_its_run() {
     let mut table = table();
-    table.apply(object(), writing(1, 1, 1));
-    tokio::time::advance(WRITE_TTL).await;
-    assert_eq!(table.begin_reported(at(1), id(1), id(1)), Some(writing(1, 1, 1)));
+    let own = table.enter_write(at(1), id(1), id(1));
+    for report in [writing(1, 1, 2), writing(2, 2, 3), own.clone()] {
+        table.apply(object(), report);
+    }
+    assert_eq!(table.turn(object(), id(1)), Some(Turn::Waits));
+    let again = table.apply(object(), GenerationChange::Ended { write: id(2) });
+    assert_eq!(again, [own]);
+    again.into_iter().for_each(|report| drop(table.apply(object(), report)));
+    tokio::time::advance(2 * UNKNOWN_WRITE_TIME).await;
+    assert_eq!([3, 1].map(|write| table.turn(object(), id(write))), [Some(Turn::First), Some(Turn::Waits)]);
 }
 
 #[tokio::test]
