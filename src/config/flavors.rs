@@ -78,8 +78,8 @@ impl Flavor {
     pub fn ignores_if_none_match(self, operation: &str) -> bool {
         match self {
             Self::Ceph => operation == "CompleteMultipartUpload",
-            // Preconditions of a write have another header.
-            Self::Gcs => true,
+            // Preconditions of a write have another header in GCS; Garage 2.5 has none.
+            Self::Gcs | Self::Garage => true,
             _ => false,
         }
     }

@@ -46,7 +46,7 @@ existing_objects an_upload_resumes a_lost_permission_is_named one_hundred_mixed_
 conformance! { asked ceph: check_passes small_and_empty_objects objects_in_parts odd_keys gzip encryption_with_a_key
 existing_objects an_upload_resumes an_expired_session_is_renewed a_lost_permission_is_named one_hundred_mixed_jobs }
 conformance! { asked garage: check_passes small_and_empty_objects objects_in_parts odd_keys gzip
-existing_objects an_upload_resumes a_lost_permission_is_named one_hundred_mixed_jobs }
+an_ignored_encryption_is_named existing_objects an_upload_resumes a_lost_permission_is_named one_hundred_mixed_jobs }
 conformance! { asked localstack: check_passes small_and_empty_objects objects_in_parts odd_keys gzip
 existing_objects an_upload_resumes one_hundred_mixed_jobs }
 conformance! { asked account: check_passes small_and_empty_objects objects_in_parts odd_keys gzip encryption_with_a_key

@@ -33,7 +33,7 @@ END
     chmod 600 "$dir/garage.toml"
 }
 
-garage_secret() { printf '%064x' "0x${1#GK}"; }
+garage_secret() { printf '%040d%s' 0 "${1#GK}"; }
 
 garage_layout_and_keys() {
     local garage=("$garage_program" -c "$1/garage.toml") node name id

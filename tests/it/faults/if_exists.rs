@@ -156,9 +156,11 @@ async fn flavored(flavor: &str, ignoring: &[&'static str]) -> AcmeFixture {
 
 #[tokio::test]
 async fn a_store_that_ignores_the_condition_replaces_nothing() {
-    for (flavor, ignoring) in
-        [("ceph", &["CompleteMultipartUpload"][..]), ("gcs", &["PutObject", "CompleteMultipartUpload"])]
-    {
+    for (flavor, ignoring) in [
+        ("ceph", &["CompleteMultipartUpload"][..]),
+        ("garage", &["PutObject", "CompleteMultipartUpload"]),
+        ("gcs", &["PutObject", "CompleteMultipartUpload"]),
+    ] {
         let fixture = flavored(flavor, ignoring).await;
         for (name, size) in SIZES {
             fixture.s3.put("acme", &format!("in/{name}-keep"), "theirs");

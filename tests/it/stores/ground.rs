@@ -23,8 +23,8 @@ pub struct Store {
     /// The platform's identity, where roles are assumed.
     pub identity: Option<Key>,
     pub bucket: String,
-    /// Destinations by name: `role`, `role-kms`, `key`, `key-kms` as far as the store has them, and
-    /// `denied`, which may not write.
+    /// Destinations by name: `role`, `role-kms`, `key`, `key-kms` as far as the store has them,
+    /// `denied`, which may not write, and `ignored-kms` where the store ignores the KMS key.
     pub destinations: BTreeMap<&'static str, Value>,
     /// True if objects are files: keys are short, and none ends in `/`.
     pub files: bool,
@@ -261,11 +261,11 @@ pub async fn garage() -> Store {
     {
         garage(&[&["allow", &bucket, "--key", &key(name).id], rights].concat());
     }
-    let store = Store::new(&url, "garage", &bucket, admin).with("key", &by_key(&key("WRITER")), &json!({})).with(
-        "denied",
-        &by_key(&key("READER")),
-        &json!({}),
-    );
+    let (writer, reader) = (by_key(&key("WRITER")), by_key(&key("READER")));
+    let store = Store::new(&url, "garage", &bucket, admin)
+        .with("key", &writer, &json!({}))
+        .with("ignored-kms", &writer, &json!({"kms_key_arn": KMS_KEY.replace("us-east-1", "garage")}))
+        .with("denied", &reader, &json!({}));
     Store { flavor: Some("garage".to_owned()), ..store }
 }
 

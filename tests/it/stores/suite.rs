@@ -216,6 +216,25 @@ pub async fn existing_objects(store: Store) {
     run.close().await;
 }
 
+/// An object that is not encrypted as demanded is no delivery.
+pub async fn an_ignored_encryption_is_named(store: Store) {
+    let run = Run::start(&store).await;
+    let (answer, exit) = check(&run.site, "ignored-kms");
+    assert_eq!((answer["verdict"].as_str(), exit), (Some("not ready"), 3), "{answer:#}");
+    let steps = answer["steps"].as_array().unwrap();
+    assert!(steps.iter().any(|step| step["code"] == "encryption_mismatch"), "{answer:#}");
+    for (name, size) in [("small", KIB), ("parts", IN_PARTS)] {
+        run.schedule(name, "ignored-kms", &bytes(9, size), &json!({})).await;
+    }
+    until("the mismatch is counted", Duration::from_secs(60), async || {
+        let metric = "consign_transfer_failures_total";
+        (run.worker.metric(metric, "reason=\"encryption_mismatch\"").await >= 1.0).then_some(())
+    })
+    .await;
+    assert_eq!(run.site.broker.outcomes().await.len(), 0, "the jobs wait for the customer");
+    run.close().await;
+}
+
 /// A drained worker hands a half-done upload over, and the next one continues it.
 pub async fn an_upload_resumes(store: Store) {
     let destination = store.usual()[0];
