@@ -167,6 +167,11 @@ impl Sessions {
         self.aws.flavor.is_some_and(|flavor| flavor.ignores_if_none_match(operation))
     }
 
+    /// Returns the largest number of parts of an object, where it is not that of S3.
+    pub fn max_parts(&self) -> Option<u32> {
+        self.aws.flavor.and_then(Flavor::max_parts)
+    }
+
     /// Returns true if an STS can check access keys: an S3-compatible store has none unless one is
     /// configured.
     pub fn has_sts(&self) -> bool {

@@ -193,7 +193,7 @@ impl Target<'_> {
 impl Uploader {
     /// An uploader with a budget of `memory_budget` bytes for parts that must be held in memory.
     pub fn new(config: UploadConfig, memory_budget: u64, sessions: Arc<Sessions>, metrics: Arc<Metrics>) -> Self {
-        let limits = PlanLimits::new(&config, memory_budget);
+        let limits = PlanLimits::new(&config, memory_budget, sessions.max_parts().unwrap_or(plan::MAX_PARTS));
         let budget = Budget::new(memory_budget, metrics.clone());
         let learnt = LearntStores::new(ConcurrencyLimits::new(&config));
         Self { config, limits, sessions, budget, pool: Pool::default(), learnt, metrics, aborts: Arc::default() }

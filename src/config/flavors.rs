@@ -73,6 +73,12 @@ impl Flavor {
         self == Self::Ceph
     }
 
+    /// Returns the largest number of parts of an object, where it is not that of S3
+    /// (<https://www.scaleway.com/en/docs/object-storage/api-cli/multipart-uploads/>).
+    pub fn max_parts(self) -> Option<u32> {
+        (self == Self::Scaleway).then_some(1000)
+    }
+
     /// Returns true if the store ignores If-None-Match in this operation of the API, and replaces
     /// what is there.
     pub fn ignores_if_none_match(self, operation: &str) -> bool {

@@ -63,7 +63,7 @@ impl ReportedDeliveries {
     /// Returns true if the job of a letter can be given a number: the producer numbers the
     /// refreshes of some objects, and which number is the highest is known from the reports alone.
     pub fn can_assign(&self, letter: &DeadLetter) -> bool {
-        self.read || letter.job().is_ok_and(|job| job.generation.is_none())
+        self.read || letter.job().map_or(true, |job| job.generation.is_none())
     }
 
     /// Assigns a generation with which the job of a letter is the newest refresh of its object: the

@@ -44,12 +44,15 @@ pub(super) struct PlanLimits {
     /// Largest part that may be held in memory. Parts of files are not buffered and may be as large
     /// as S3 allows.
     pub(super) largest_buffer: u64,
+    /// Parts that the store accepts for one object, [`MAX_PARTS`] at most.
+    pub(super) max_parts: u32,
 }
 
 impl PlanLimits {
     /// The limits of a worker: a buffered part may take a quarter of the memory budget.
-    pub(super) fn new(config: &UploadConfig, memory_budget: u64) -> Self {
+    pub(super) fn new(config: &UploadConfig, memory_budget: u64, max_parts: u32) -> Self {
         Self {
+            max_parts,
             part_size: config.part_size,
             multipart_threshold: config.multipart_threshold,
             largest_buffer: (memory_budget / 4).max(config.part_size),
@@ -59,32 +62,34 @@ impl PlanLimits {
 
 /// Plans an upload. With `buffered`, parts must be held in memory.
 ///
-/// Errors: `too_large` when the object would need more than 10,000 parts of the largest size
-/// allowed.
+/// Errors: `too_large` when the object would need more parts of the largest size allowed than the
+/// store accepts.
 pub(super) fn plan(length: Option<u64>, buffered: bool, limits: &PlanLimits) -> Result<UploadPlan, Failure> {
     let largest = if buffered { limits.largest_buffer.min(MAX_PART) } else { MAX_PART };
     let Some(length) = length else {
-        return Ok(UploadPlan::Parts(PartSizes::Growing { first: limits.part_size.min(largest), largest }));
+        // With fewer parts there is no room for small ones.
+        let first = limits.part_size.saturating_mul(u64::from(MAX_PARTS / limits.max_parts)).min(largest);
+        return Ok(UploadPlan::Parts(PartSizes::Growing { first, largest }));
     };
     let fits_memory = !buffered || length <= limits.largest_buffer;
     if length == 0 || (length < limits.multipart_threshold && length <= MAX_SINGLE && fits_memory) {
         return Ok(UploadPlan::Single(length));
     }
-    let needed = length.div_ceil(u64::from(MAX_PARTS)).next_multiple_of(MIB);
+    let needed = length.div_ceil(u64::from(limits.max_parts)).next_multiple_of(MIB);
     let part_size = limits.part_size.max(needed);
     if part_size > largest {
-        return Err(too_large(length, buffered));
+        return Err(too_large(length, buffered, limits.max_parts));
     }
-    let parts = u32::try_from(length.div_ceil(part_size)).unwrap_or(MAX_PARTS);
+    let parts = u32::try_from(length.div_ceil(part_size)).unwrap_or(limits.max_parts);
     Ok(UploadPlan::Parts(PartSizes::Even { part_size, parts }))
 }
 
-fn too_large(length: u64, buffered: bool) -> Failure {
-    let message = format!("{length} bytes need more than {MAX_PARTS} parts of the largest size allowed here");
+fn too_large(length: u64, buffered: bool, max_parts: u32) -> Failure {
+    let message = format!("{length} bytes need more than {max_parts} parts of the largest size allowed here");
     let hint = if buffered {
-        "raise worker.memory_budget: a part may take a quarter of it if its source can't be read twice"
+        "raise worker.memory_budget: a part may take a quarter of it if its source can't be read twice".to_owned()
     } else {
-        "an object of S3 has 10,000 parts of 5 GiB at most; split the file"
+        format!("an object of this store has {max_parts} parts of 5 GiB at most; split the file")
     };
     Failure::new(Reason::TooLarge, message).hint(hint)
 }
@@ -112,8 +117,12 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: PlanLimits =
-        PlanLimits { part_size: 8 * MIB, multipart_threshold: 16 * MIB, largest_buffer: 64 * MIB };
+    const LIMITS: PlanLimits = PlanLimits {
+        part_size: 8 * MIB,
+        multipart_threshold: 16 * MIB,
+        largest_buffer: 64 * MIB,
+        max_parts: MAX_PARTS,
+    };
 
     #[test]
     fn small_objects_go_in_one_piece() {
@@ -146,6 +155,17 @@ mod tests {
         let sizes = [1, 1000, 1001, 2001, 9999].map(|n| size(growing, n).unwrap() / MIB);
         assert_eq!(sizes, [8, 8, 16, 32, 64]);
         assert_eq!(size(growing, 10_001).unwrap_err().reason, Reason::TooLarge);
+    }
+
+    #[test]
+    fn a_store_with_fewer_parts_gets_larger_ones() {
+        let limits = PlanLimits { max_parts: 1000, ..LIMITS };
+        let even = UploadPlan::Parts(PartSizes::Even { part_size: 20 * MIB, parts: 1000 });
+        assert_eq!(plan(Some(20_000 * MIB), true, &limits).unwrap(), even);
+        let growing = UploadPlan::Parts(PartSizes::Growing { first: 64 * MIB, largest: 64 * MIB });
+        assert_eq!(plan(None, true, &limits).unwrap(), growing);
+        let failure = plan(Some(1000 * MAX_PART + 1), false, &limits).unwrap_err();
+        assert!(failure.message.contains("more than 1000 parts") && failure.hint.contains("1000 parts"), "{failure}");
     }
 
     proptest! {

@@ -131,8 +131,9 @@ impl Generations {
     /// reported first: then the worker that answers the redelivery can report that nothing is
     /// pending any more.
     pub(super) async fn announce_redelivery(&self, this: ObjectGeneration) {
-        self.report_superseding(this.below()).await;
-        self.report_pending(this).await;
+        let delivered = self.table.lock().unreported_delivery(this.object, this.below().generation);
+        let changes = delivered.into_iter().chain([GenerationChange::Pending { generation: this.generation }]);
+        let _ = timeout(CONFIRM_TIMEOUT, self.reporter.report_in_order(this.object, changes)).await;
     }
 
     async fn report_pending(&self, this: ObjectGeneration) -> bool {

@@ -83,7 +83,7 @@ ceph_cluster() {
 ceph_users() {
     local dir=$1 user
     local admin=(timeout 60 radosgw-admin --conf "$dir/ceph.conf" --name client.rgw.a --admin-socket=)
-    for user in admin platform writer; do
+    for user in admin platform writer reader; do
         "${admin[@]}" user create --tenant "$ceph_account" --uid "$user" --display-name "$user" \
             --access-key "CEPH${user^^}" --secret-key "marked-secret-ceph-$user"
     done
@@ -109,6 +109,7 @@ ceph_start() {
     export CONSIGN_TEST_CEPH_URL=http://127.0.0.1:$gateway CONSIGN_TEST_CEPH_KMS_KEY=$ceph_kms_key
     export CONSIGN_TEST_CEPH_ACCOUNT=$ceph_account CONSIGN_TEST_CEPH_ADMIN_SECRET=marked-secret-ceph-admin
     export CONSIGN_TEST_CEPH_PLATFORM_SECRET=marked-secret-ceph-platform CONSIGN_TEST_CEPH_WRITER_SECRET=marked-secret-ceph-writer
+    export CONSIGN_TEST_CEPH_READER_SECRET=marked-secret-ceph-reader
 }
 
 ceph_stop() {

@@ -39,8 +39,9 @@ const CAUGHT_UP_TIMEOUT: Duration = Duration::from_secs(5);
 const UNMARKED_TIMEOUT: Duration = Duration::from_mins(1);
 /// Limit of an announcement while messages wait to be read. The next check repeats it.
 const REANNOUNCE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Repetitions of an announcement that is nacked: the stream has no leader for a moment.
-const MAX_NACKS: u32 = 20;
+/// Repetitions of an announcement that is nacked: the stream has no leader for a moment. They delay
+/// the reading, which others await for ten seconds; the next check repeats the announcement.
+const MAX_NACKS: u32 = 4;
 const NACK_RETRY_INTERVAL: Duration = Duration::from_millis(500);
 /// Limit of the announcement that this worker stops.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -295,6 +296,8 @@ impl ControlReader {
     /// reported: the next one reads, and the worker has a time limit of its own.
     async fn report_end(&mut self, problem: &QueueError) -> Result<(), ReadEnd> {
         if is_refusal(problem) {
+            // Reported again once it can be read.
+            self.share = None;
             self.send(ControlEvent::Unreadable).await?;
         }
         if self.reading.take().is_some() {

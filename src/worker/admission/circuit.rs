@@ -164,12 +164,12 @@ impl CircuitBreakers {
         }
     }
 
-    /// Closes the breaker: the destination accepted data, and not before all of the evidence.
+    /// Closes the breaker: the destination accepted data, and not before the evidence.
     pub(super) fn succeeded(&self, destination: &DestinationIdentity, accepted_at: Instant, now: Timestamp) {
         record_time(&self.accepted, destination, accepted_at);
         record_time(&self.last_success, destination, now);
         record_time(&self.recovered, destination, now);
-        let is_older = |breaker: &CircuitBreaker| breaker.first_failure.is_some_and(|first| accepted_at < first);
+        let is_older = |breaker: &CircuitBreaker| breaker.evidence_since.is_some_and(|since| accepted_at < since);
         if self.breakers.lock().get(destination).is_some_and(is_older) {
             return;
         }
@@ -272,7 +272,7 @@ impl CircuitBreakers {
         }
         let breaker = self.tracked(&mut breakers, destination)?;
         breaker.failed_at = now;
-        breaker.first_failure.get_or_insert(attempt.ended_at);
+        breaker.record_time(failure, attempt.ended_at, attempt.probe.is_some());
         let is_open = breaker.is_open();
         let is_new = breaker.is_new_evidence(attempt.key, failure);
         if !is_open && breaker.trips(attempt.key, failure) {

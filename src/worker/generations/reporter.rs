@@ -52,33 +52,52 @@ impl GenerationReporter {
 
     /// Publishes a report after `wait`.
     pub(super) fn report_after(&self, wait: Duration, object: ObjectDigest, change: GenerationChange) {
-        drop(self.publish(wait, object, change));
+        drop(self.publish(wait, object, [change]));
     }
 
     /// Publishes a report in the background. The receiver resolves with true when the broker has
     /// it.
     pub(super) fn report(&self, object: ObjectDigest, change: GenerationChange) -> oneshot::Receiver<bool> {
-        self.publish(Duration::ZERO, object, change)
+        self.publish(Duration::ZERO, object, [change])
     }
 
-    fn publish(&self, wait: Duration, object: ObjectDigest, change: GenerationChange) -> oneshot::Receiver<bool> {
+    /// As [`GenerationReporter::report`], for several reports in this order.
+    pub(super) fn report_in_order(
+        &self,
+        object: ObjectDigest,
+        changes: impl IntoIterator<Item = GenerationChange>,
+    ) -> oneshot::Receiver<bool> {
+        self.publish(Duration::ZERO, object, changes)
+    }
+
+    fn publish(
+        &self,
+        wait: Duration,
+        object: ObjectDigest,
+        changes: impl IntoIterator<Item = GenerationChange>,
+    ) -> oneshot::Receiver<bool> {
         let (confirmed, receiver) = oneshot::channel();
         let place = self.places.clone().try_acquire_owned();
         let (Ok(place), Ok(runtime)) = (place, tokio::runtime::Handle::try_current()) else {
             self.metrics.generation_lost(GenerationLoss::Unreported);
             return receiver;
         };
-        let control = Control::new(ControlCommand::Generation(object, change), (self.clock)());
-        let (queue, metrics, body) = (self.queue.clone(), self.metrics.clone(), control.render());
+        let render = |change| Control::new(ControlCommand::Generation(object, change), (self.clock)()).render();
+        let bodies: Vec<_> = changes.into_iter().map(render).collect();
+        let (queue, metrics) = (self.queue.clone(), self.metrics.clone());
         runtime.spawn(async move {
             if !wait.is_zero() {
                 tokio::time::sleep(wait).await;
             }
-            let published = publish(&*queue, &body).await;
-            if !published {
-                metrics.generation_lost(GenerationLoss::Unreported);
+            let mut all_published = true;
+            for body in bodies {
+                let published = publish(&*queue, &body).await;
+                if !published {
+                    metrics.generation_lost(GenerationLoss::Unreported);
+                }
+                all_published &= published;
             }
-            let _ = confirmed.send(published);
+            let _ = confirmed.send(all_published);
             drop(place);
         });
         receiver

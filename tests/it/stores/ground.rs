@@ -24,7 +24,7 @@ pub struct Store {
     pub identity: Option<Key>,
     pub bucket: String,
     /// Destinations by name: `role`, `role-kms`, `key`, `key-kms` as far as the store has them,
-    /// `denied`, which may not write, and `ignored-kms` where the store ignores the KMS key.
+    /// `denied` and `denied-key`, which may not write, and `ignored-kms` where the store ignores the KMS key.
     pub destinations: BTreeMap<&'static str, Value>,
     /// True if objects are files: keys are short, and none ends in `/`.
     pub files: bool,
@@ -149,13 +149,15 @@ pub async fn moto() -> Store {
     let role = moto.make_role(&unique("role"), &platform, "4711", customer_policy(&bucket)).await;
     let reader = moto.make_role(&unique("role"), &platform, "4711", reading(&bucket)).await;
     let (_, user) = moto.make_user(&unique("user"), customer_policy(&bucket)).await;
+    let (_, visitor) = moto.make_user(&unique("visitor"), reading(&bucket)).await;
     let kms = json!({"kms_key_arn": KMS_KEY});
     let store = Store::new(&moto.url, "us-east-1", &bucket, moto.admin_client())
         .with("role", &by_role(&role, Some("4711")), &json!({}))
         .with("role-kms", &by_role(&role, Some("4711")), &kms)
         .with("key", &by_key(&user), &json!({}))
         .with("key-kms", &by_key(&user), &kms)
-        .with("denied", &by_role(&reader, Some("4711")), &json!({}));
+        .with("denied", &by_role(&reader, Some("4711")), &json!({}))
+        .with("denied-key", &by_key(&visitor), &json!({}));
     Store { sts_url: Some(moto.url), identity: Some(key), staging: Some(staging), ..store }
 }
 
@@ -224,8 +226,8 @@ pub async fn s3s() -> Store {
 pub async fn ceph() -> Store {
     let ceph = Ceph::shared();
     let (bucket, staging) = (unique("bucket"), unique("staging"));
-    ceph.make_bucket(&bucket, "writer", &customer_policy(&bucket)).await;
-    ceph.make_bucket(&staging, "platform", &moto::platform_policy(&staging)).await;
+    ceph.make_bucket(&bucket, &[("writer", customer_policy(&bucket)), ("reader", reading(&bucket))]).await;
+    ceph.make_bucket(&staging, &[("platform", moto::platform_policy(&staging))]).await;
     let role = ceph.make_role(&unique("role"), &customer_policy(&bucket)).await;
     let reader = ceph.make_role(&unique("role"), &reading(&bucket)).await;
     let kms = json!({"kms_key_arn": ceph.kms_key});
@@ -234,7 +236,8 @@ pub async fn ceph() -> Store {
         .with("role-kms", &by_role(&role, None), &kms)
         .with("key", &by_key(&ceph.writer), &json!({}))
         .with("key-kms", &by_key(&ceph.writer), &kms)
-        .with("denied", &by_role(&reader, None), &json!({}));
+        .with("denied", &by_role(&reader, None), &json!({}))
+        .with("denied-key", &by_key(&ceph.reader), &json!({}));
     let (sts_url, flavor) = (Some(ceph.url.clone()), Some("ceph".to_owned()));
     Store { sts_url, flavor, identity: Some(ceph.platform), staging: Some(staging), ..store }
 }

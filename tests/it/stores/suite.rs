@@ -218,21 +218,22 @@ pub async fn existing_objects(store: Store) {
 
 /// An object that is not encrypted as demanded is no delivery.
 pub async fn an_ignored_encryption_is_named(store: Store) {
-    let run = Run::start(&store).await;
-    let (answer, exit) = check(&run.site, "ignored-kms");
+    let (answer, exit) = check(&store.site(), "ignored-kms");
     assert_eq!((answer["verdict"].as_str(), exit), (Some("not ready"), 3), "{answer:#}");
     let steps = answer["steps"].as_array().unwrap();
     assert!(steps.iter().any(|step| step["code"] == "encryption_mismatch"), "{answer:#}");
     for (name, size) in [("small", KIB), ("parts", IN_PARTS)] {
+        // A worker of its own: the first mismatch opens the circuit breaker.
+        let run = Run::with(&store, small_parts).await;
         run.schedule(name, "ignored-kms", &bytes(9, size), &json!({})).await;
+        until("the mismatch is counted", Duration::from_secs(60), async || {
+            let metric = "consign_transfer_failures_total";
+            (run.worker.metric(metric, "reason=\"encryption_mismatch\"").await >= 1.0).then_some(())
+        })
+        .await;
+        assert_eq!(run.site.broker.outcomes().await.len(), 0, "the job waits for the customer");
+        run.close().await;
     }
-    until("the mismatch is counted", Duration::from_secs(60), async || {
-        let metric = "consign_transfer_failures_total";
-        (run.worker.metric(metric, "reason=\"encryption_mismatch\"").await >= 1.0).then_some(())
-    })
-    .await;
-    assert_eq!(run.site.broker.outcomes().await.len(), 0, "the jobs wait for the customer");
-    run.close().await;
 }
 
 /// A drained worker hands a half-done upload over, and the next one continues it.
@@ -274,11 +275,22 @@ pub async fn an_expired_session_is_renewed(store: Store) {
     run.close().await;
 }
 
-/// A role that may not write: the check and the failed attempt name what is missing, and the job
-/// waits.
+/// A role, or a key, that may not write: the check and the failed attempt name what is missing, and
+/// the job waits.
 pub async fn a_lost_permission_is_named(store: Store) {
     let run = Run::start(&store).await;
-    let (answer, exit) = check(&run.site, "denied");
+    for (count, destination) in ["denied", "denied-key"].into_iter().enumerate() {
+        if store.destinations.contains_key(destination) {
+            denied(&run, destination, count + 1).await;
+        }
+    }
+    let (_, data) = run.deliver("beside", store.usual()[0], b"x", &json!({})).await;
+    assert_eq!(data["attempts"], 1, "{data:#}");
+    run.close().await;
+}
+
+async fn denied(run: &Run<'_>, destination: &str, count: usize) {
+    let (answer, exit) = check(&run.site, destination);
     assert_eq!((answer["verdict"].as_str(), exit), (Some("not ready"), 3), "{answer:#}");
     let failed = answer["steps"].as_array().unwrap().iter().filter(|step| step["result"] == "failed");
     let codes: Vec<_> = failed.map(|step| step["code"].as_str().unwrap()).collect();
@@ -287,14 +299,11 @@ pub async fn a_lost_permission_is_named(store: Store) {
         "{answer:#}"
     );
     assert!(answer.to_string().contains("s3:PutObject"), "{answer:#}");
-    run.schedule("denied", "denied", b"x", &json!({})).await;
+    run.schedule(destination, destination, b"x", &json!({})).await;
     until("the denial is counted", Duration::from_secs(60), async || {
         let denied = run.worker.metric("consign_transfer_failures_total", "reason=\"access_denied\"").await;
-        (denied >= 1.0).then_some(())
+        (denied.to_string() == count.to_string()).then_some(())
     })
     .await;
     assert_eq!(run.site.broker.outcomes().await.len(), 0, "the job waits for the customer");
-    let (_, data) = run.deliver("beside", store.usual()[0], b"x", &json!({})).await;
-    assert_eq!(data["attempts"], 1, "{data:#}");
-    run.close().await;
 }

@@ -15,6 +15,7 @@ pub struct Ceph {
     pub kms_key: String,
     pub platform: Key,
     pub writer: Key,
+    pub reader: Key,
     pub s3: Client,
     account: String,
     admin: Key,
@@ -31,6 +32,7 @@ impl Ceph {
             account: variable("ACCOUNT"),
             platform: key("PLATFORM"),
             writer: key("WRITER"),
+            reader: key("READER"),
             url,
             admin,
         }
@@ -40,16 +42,18 @@ impl Ceph {
         json!({"AWS": [format!("arn:aws:iam::{}:user/{name}", self.account)]})
     }
 
-    /// A bucket in which this user may do what `statements` say.
-    pub async fn make_bucket(&self, name: &str, user: &str, statements: &Value) {
+    /// A bucket in which each of these users may do what its statements say.
+    pub async fn make_bucket(&self, name: &str, users: &[(&str, Value)]) {
         self.s3.create_bucket().bucket(name).send().await.unwrap();
         let whole = [format!("arn:aws:s3:::{name}"), format!("arn:aws:s3:::{name}/*")];
         let mut all =
             vec![json!({"Effect": "Allow", "Principal": self.user("admin"), "Action": "s3:*", "Resource": whole})];
-        for statement in statements.as_array().unwrap().iter().filter(|one| one["Action"] != "sts:AssumeRole") {
-            let mut statement = statement.clone();
-            statement["Principal"] = self.user(user);
-            all.push(statement);
+        for (user, statements) in users {
+            for statement in statements.as_array().unwrap().iter().filter(|one| one["Action"] != "sts:AssumeRole") {
+                let mut statement = statement.clone();
+                statement["Principal"] = self.user(user);
+                all.push(statement);
+            }
         }
         let policy = json!({"Version": "2012-10-17", "Statement": all}).to_string();
         self.s3.put_bucket_policy().bucket(name).policy(policy).send().await.unwrap();

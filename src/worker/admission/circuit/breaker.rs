@@ -21,8 +21,9 @@ const DENIED_KEYS_TO_TRIP: usize = 3;
 pub(super) struct CircuitBreaker {
     pub(super) touched: Instant,
     pub(super) failed_at: Timestamp,
-    /// Time at which the first transfer that is evidence ended; `None` if all ran in other workers.
-    pub(super) first_failure: Option<Instant>,
+    /// Time at which the first transfer that the evidence needs ended; `None` if all ran in other
+    /// workers.
+    pub(super) evidence_since: Option<Instant>,
     pub(super) first_denial: Option<Instant>,
     denied_keys: BTreeSet<String>,
     pub(super) open: Option<OpenCircuit>,
@@ -76,7 +77,7 @@ impl CircuitBreaker {
         Self {
             touched: Instant::now(),
             failed_at: Timestamp::MIN,
-            first_failure: None,
+            evidence_since: None,
             first_denial: None,
             denied_keys: BTreeSet::new(),
             open: None,
@@ -94,6 +95,15 @@ impl CircuitBreaker {
             _ if failure.is_denied_by_sts() => !failure.remembered && self.first_denial.is_none(),
             Reason::AccessDenied => !self.denied_keys.contains(key),
             _ => false,
+        }
+    }
+
+    /// Records the time of a failure. One that suffices by itself needs no earlier ones.
+    pub(super) fn record_time(&mut self, failure: &Failure, ended_at: Instant, is_probe: bool) {
+        let suffices = is_probe || !failure.is_denied_by_sts() && failure.reason != Reason::AccessDenied;
+        let known = self.evidence_since.get_or_insert(ended_at);
+        if suffices {
+            *known = ended_at.max(*known);
         }
     }
 

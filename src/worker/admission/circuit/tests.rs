@@ -90,6 +90,8 @@ async fn a_failure_from_before_the_last_success_does_not_open_it() {
 #[tokio::test(start_paused = true)]
 async fn a_success_from_before_the_first_failure_does_not_close_it() {
     let (circuits, id, bad) = (circuits(), acme(), failed(Reason::BucketNotFound));
+    observe(&circuits, &id, "denied", None, &failed(Reason::AccessDenied), NOW);
+    pass(1).await;
     let accepted_at = Instant::now();
     pass(1).await;
     observe(&circuits, &id, "a", None, &bad, NOW);
