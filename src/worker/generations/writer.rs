@@ -185,12 +185,20 @@ impl ObjectWriter {
         if self.begin_unreported() {
             return Ok(());
         }
-        if self.is_late() && !self.generations.announce(self.this).await {
+        if !self.wait_for_answers(latest).await? {
             self.write_unordered(Uuid::new_v4());
             return Ok(());
         }
-        self.wait_for_answers(latest).await?;
-        self.wait_for_turn(latest).await
+        let Some(id) = self.wait_for_turn(latest).await? else { return Ok(()) };
+        // Meanwhile another attempt of the job may have ended what was reported. A newer job that began then knows of
+        // neither.
+        if !self.wait_for_answers(Instant::now() + READ_BACK_TIMEOUT).await? {
+            self.write_unordered(id);
+        } else if self.generations.table.lock().turn(self.this.object, id) != Some(Turn::First) {
+            return Err(Refusal::Busy);
+        }
+        self.state.lock().write = WriteState::Reported { id, permitted: true };
+        Ok(())
     }
 
     /// Returns true unless this is certainly the only delivery of the job. A delivery that was lost
@@ -212,22 +220,36 @@ impl ObjectWriter {
         true
     }
 
-    /// Waits until every worker had the time to answer that a newer generation was delivered.
-    async fn wait_for_answers(&self, latest: Instant) -> Result<(), Refusal> {
+    /// Reports a late attempt, and waits until every worker had the time to answer that a newer
+    /// generation was delivered. Returns false if the broker refuses the report.
+    async fn wait_for_answers(&self, latest: Instant) -> Result<bool, Refusal> {
         let (generations, this) = (&self.generations, self.this);
-        let since = if self.is_late() {
-            timeout_at(latest, generations.wait_for(|table| table.announced_since(this))).await.ok()
-        } else {
-            generations.table.lock().pending_since(this)
-        };
-        let answered = since.filter(|_| !generations.is_alone()).map(|since| since + ANSWER_TIME);
-        let Some(answered) = answered.filter(|at| *at > Instant::now()) else { return Ok(()) };
-        let newer = timeout_at(answered, generations.wait_for(|table| table.newer_than(this))).await;
-        newer.map_or(Ok(()), |newer| Err(Refusal::Superseded(newer)))
+        loop {
+            let is_late = self.is_late();
+            if is_late && !generations.announce(this).await {
+                return Ok(false);
+            }
+            let since = if is_late {
+                let read_back = timeout_at(latest, generations.wait_for(|table| table.announced_since(this))).await;
+                if read_back.is_err() && generations.readable.load(Ordering::Relaxed) {
+                    return Err(Refusal::Unavailable);
+                }
+                read_back.ok()
+            } else {
+                generations.table.lock().pending_since(this)
+            };
+            let answered = since.filter(|_| !generations.is_alone()).map(|since| since + ANSWER_TIME);
+            let Some(answered) = answered.filter(|at| *at > Instant::now()) else { return Ok(true) };
+            let newer = timeout_at(answered, generations.wait_for(|table| table.newer_than(this))).await;
+            if let Ok(newer) = newer {
+                return Err(Refusal::Superseded(newer));
+            }
+        }
     }
 
-    /// Reports the write, and waits until it is the first.
-    async fn wait_for_turn(&self, latest: Instant) -> Result<(), Refusal> {
+    /// Reports the write, and waits until it is the first. Returns its id; `None` where it began
+    /// without a turn.
+    async fn wait_for_turn(&self, latest: Instant) -> Result<Option<Uuid>, Refusal> {
         let (generations, object) = (&self.generations, self.this.object);
         let id = Uuid::new_v4();
         self.state.lock().write = WriteState::Reported { id, permitted: false };
@@ -237,7 +259,7 @@ impl ObjectWriter {
         let read_back = timeout_at(latest, unless_refused(read_back, reported)).await;
         if matches!(read_back, Ok(None)) || read_back.is_err() && !generations.readable.load(Ordering::Relaxed) {
             self.write_unordered(id);
-            return Ok(());
+            return Ok(None);
         }
         if read_back.is_err() {
             return Err(Refusal::Unavailable);
@@ -255,8 +277,7 @@ impl ObjectWriter {
                 Err(_) => {}
             }
         }
-        self.state.lock().write = WriteState::Reported { id, permitted: true };
-        Ok(())
+        Ok(Some(id))
     }
 
     /// Begins a write without a turn: nobody can be informed of it.
