@@ -15,7 +15,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::domain::destination::{Destination, Region};
+use crate::domain::destination::{Checksum, Destination, Region};
 use crate::domain::outcome::{AwsError, Failure, Reason, denied_action};
 
 pub use code::{Code, Side};
@@ -146,6 +146,11 @@ pub fn finding(code: Code, context: &DiagnosisContext<'_>) -> Diagnosis {
 pub fn hint(reason: Reason, answer: &AwsError, destination: &Destination) -> String {
     if reason == Reason::ObjectExists {
         return "use another key, or if_exists = \"replace\"".to_owned();
+    }
+    // Most likely a part was lost or replaced, and the next attempt helps. A store with a rule for the length of parts
+    // says the same each time.
+    if answer.code == "InvalidPart" && !destination.equal_parts && destination.checksum != Checksum::None {
+        return "if the store requires parts of equal length, set equal_parts = true for this destination".to_owned();
     }
     let failure = Failure { answer: Some(Box::new(answer.clone())), ..Failure::new(reason, "") };
     let diagnosis = diagnose(&failure, &DiagnosisContext::of(destination));

@@ -238,6 +238,16 @@ fn hints_name_the_permission_and_hold_no_external_id() {
 }
 
 #[test]
+fn a_refused_part_may_be_one_of_another_length() {
+    let role = role();
+    let answer = AwsError::new("CompleteMultipartUpload", 400, Some("InvalidPart"), Some("A part is invalid."));
+    let said = super::hint(Reason::S3Unavailable, &answer, &role);
+    assert!(said.contains("equal_parts = true"), "{said}");
+    let equal = Destination { equal_parts: true, ..role };
+    assert_eq!(super::hint(Reason::S3Unavailable, &answer, &equal), "", "that can't be the cause");
+}
+
+#[test]
 fn the_trust_policy_to_paste_names_us_and_the_external_id_and_no_text_does() {
     let role = role();
     let context = DiagnosisContext {

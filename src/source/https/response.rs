@@ -101,7 +101,7 @@ fn status_failure(at: &Url, status: StatusCode, headers: &HeaderMap) -> Failure 
         408 | 425 | 429 => later("asks to try again later"),
         500..=599 => later("is unavailable"),
         202 => later("is not ready yet"),
-        203 => failure(Reason::SourceUnavailable, "was altered by a proxy on the way"),
+        203 => later("was altered by a proxy on the way"),
         400..=499 => failure(Reason::Unclassified, "rejected the request"),
         _ => unclassified(at, status, "an unexpected status"),
     }
@@ -231,7 +231,9 @@ mod tests {
         let asked = |value: &str| {
             let headers = headers(&[(RETRY_AFTER, value)]);
             let after = |status| check_whole(&url(), status, &headers).unwrap_err().retry_after;
-            assert_eq!(after(StatusCode::ACCEPTED), after(StatusCode::TOO_MANY_REQUESTS));
+            for status in [StatusCode::ACCEPTED, StatusCode::NON_AUTHORITATIVE_INFORMATION] {
+                assert_eq!(after(status), after(StatusCode::TOO_MANY_REQUESTS), "{status}");
+            }
             after(StatusCode::TOO_MANY_REQUESTS)
         };
         assert_eq!(asked("17"), Some(Duration::from_secs(17)));

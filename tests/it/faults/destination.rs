@@ -157,7 +157,8 @@ async fn a_store_without_the_checksum_is_the_destinations_and_the_setting_is_nam
         fixture.s3.on(operation).before(effect);
         fixture.schedule("a", &bytes(23, 20 * MIB)).await;
         let waiting = deferred(&fixture, "30s", "access_denied").await;
-        assert!(waiting.header("x-last-error-message").contains("S3 answered"), "{:?}", waiting.headers);
+        let message = waiting.header("x-last-error-message");
+        assert!(message.contains("S3 answered") && message.contains("checksum = \"none\""), "{message}");
         assert_eq!(fixture.s3.calls(operation).len(), 1, "no other try gets another answer");
         fixture.close().await;
     }
@@ -168,7 +169,9 @@ async fn a_quota_that_is_used_up_is_not_a_missing_permission() {
     let fixture = AcmeFixture::start("quota").await;
     fixture.s3.on("PutObject").before(Effect::Error(403, "QuotaExceeded", ""));
     fixture.schedule("a", b"hello").await;
-    deferred(&fixture, "30s", "access_denied").await;
+    let waiting = deferred(&fixture, "30s", "access_denied").await;
+    let message = waiting.header("x-last-error-message");
+    assert!(message.contains("raise the quota") && !message.contains("s3:PutObject"), "{message}");
     fixture.close().await;
 }
 
@@ -181,11 +184,31 @@ async fn equal_parts_are_learnt_from_the_refusal_that_says_so() {
     let content = bytes(24, 40 * MIB);
     fixture.schedule_with("a", &content, &json!({"compression": "gzip"})).await;
     assert_eq!(fixture.delivered("a").await["attempts"], 2);
-    let lengths: Vec<Vec<usize>> = part_lengths(&fixture);
-    let equal = |lengths: &[usize]| lengths[..lengths.len() - 1].iter().all(|length| *length == lengths[0]);
+    let lengths = part_lengths(&fixture);
     assert_eq!(lengths.iter().map(|lengths| equal(lengths)).collect::<Vec<_>>(), [false, true], "{lengths:?}");
     assert!(fixture.worker.log().contains("equal_parts = true"), "it is reported");
     fixture.close().await;
+}
+
+/// The setting alone: there is no refusal to learn from, and the destination has checksums.
+#[tokio::test]
+async fn equal_parts_are_sent_where_the_destination_says_so() {
+    let (mut site, s3) = site("equalset").await;
+    let mut destination = role_destination("acme", ACME);
+    destination["equal_parts"] = json!(true);
+    site.destination("acme", &destination);
+    let worker = site.worker().await;
+    let fixture = AcmeFixture { site, s3, worker };
+    fixture.schedule_with("a", &bytes(25, 40 * MIB), &json!({"compression": "gzip"})).await;
+    assert_eq!(fixture.delivered("a").await["attempts"], 1);
+    let lengths = part_lengths(&fixture);
+    assert!(lengths.len() == 1 && lengths[0].len() > 2 && equal(&lengths[0]), "{lengths:?}");
+    fixture.close().await;
+}
+
+/// True if all parts but the last have one length.
+fn equal(lengths: &[usize]) -> bool {
+    lengths[..lengths.len() - 1].iter().all(|length| *length == lengths[0])
 }
 
 /// The lengths of the parts of each upload, in the order of the uploads.

@@ -75,9 +75,29 @@ async fn changed_while_it_is_read_it_is_never_glued_together() {
     fixture.fetch("a", &fixture.site.can_settle(url, new.clone())).await;
     assert_eq!(fixture.delivered("a").await["attempts"], 2);
     let digest = hex::encode(sha2::Sha256::digest(&old));
-    let url = web.script("g", vec![first, Content::new(new)]);
-    fixture.schedule_with("b", b"", &json!({"source": {"url": url, "sha256": digest}})).await;
-    fixture.failed("b", "source_mismatch").await;
+    for (name, named) in [("digest", json!({"sha256": digest})), ("tag", json!({"etag": first.etag()}))] {
+        let mut source = named;
+        source["url"] = json!(web.script(name, vec![first.clone(), Content::new(new.clone())]));
+        fixture.schedule_with(name, b"", &json!({"source": source})).await;
+        fixture.failed(name, "source_mismatch").await;
+        fixture.nothing_of(name);
+    }
+    fixture.close().await;
+}
+
+/// As above, and it is certain before the next attempt: the rest can't be had of a shorter file.
+#[tokio::test]
+async fn replaced_by_a_shorter_one_while_it_is_read_only_a_job_that_names_its_content_fails() {
+    let (fixture, web) = fixture("srcshorter").await;
+    let new = bytes(112, 5 * MIB);
+    let first = Content::new(bytes(113, 20 * MIB)).cut_after(9 * MIB);
+    let script = |name| web.script(name, vec![first.clone(), Content::refused(416), Content::new(new.clone())]);
+    fixture.fetch("a", &fixture.site.can_settle(script("f"), new.clone())).await;
+    assert_eq!(fixture.delivered("a").await["attempts"], 2);
+    let source = json!({"url": script("g"), "etag": first.etag()});
+    fixture.schedule_with("b", b"", &json!({"source": source})).await;
+    let data = fixture.failed("b", "source_changed").await;
+    assert!(data["hint"].as_str().unwrap().contains("etag or sha256"), "{data:#}");
     fixture.nothing_of("b");
     fixture.close().await;
 }
@@ -148,9 +168,9 @@ fn gunzip(bytes: &[u8]) -> Vec<u8> {
 #[tokio::test]
 async fn not_ready_or_altered_on_the_way_it_is_tried_again() {
     let (fixture, web) = fixture("srcnotyet").await;
-    for (name, status, after, delay) in [("made", 202, "20", "30s"), ("altered", 203, "20", "5s")] {
-        fixture.fetch(name, &web.put(name, Content::refused(status).with("retry-after", after))).await;
-        let waiting = fixture.site.broker.taken(&format!("wait.{delay}"), &format!("\"{name}\"")).await;
+    for (name, status) in [("made", 202), ("altered", 203)] {
+        fixture.fetch(name, &web.put(name, Content::refused(status).with("retry-after", "20"))).await;
+        let waiting = fixture.site.broker.taken("wait.30s", &format!("\"{name}\"")).await;
         assert_eq!(waiting.header("x-attempt"), "1", "{name}");
     }
     fixture.close().await;
@@ -192,6 +212,21 @@ async fn a_file_that_changes_under_the_upload_is_never_completed() {
         fixture.failed(name, "source_changed").await;
         fixture.nothing_of(name);
     }
+    fixture.close().await;
+}
+
+/// Nothing in the job says which content it wants.
+#[tokio::test]
+async fn a_file_that_is_rewritten_under_the_upload_is_delivered_by_the_next_attempt() {
+    let fixture = AcmeFixture::start("filerewritten").await;
+    fixture.s3.on("UploadPart").first(3).before(Effect::Delay(Duration::from_secs(2)));
+    let (old, new) = (bytes(114, 20 * MIB), bytes(115, 20 * MIB));
+    fixture.schedule("a", &old).await;
+    until("the upload is open", Duration::from_secs(30), async || (fixture.s3.open_uploads() == 1).then_some(())).await;
+    fixture.site.file("a", &new);
+    assert_eq!(fixture.delivered("a").await["attempts"], 2);
+    assert!(fixture.object("a").unwrap().bytes == new, "it is the new content");
+    assert_eq!(fixture.failures("source_unavailable").await, 1.0);
     fixture.close().await;
 }
 

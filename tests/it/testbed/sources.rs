@@ -102,7 +102,8 @@ impl Content {
         Self { announced: Some(length), ..self }
     }
 
-    fn etag(&self) -> String {
+    /// Its strong entity tag.
+    pub fn etag(&self) -> String {
         let checksum = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, &self.bytes);
         format!("\"{:x}-{checksum:x}\"", self.bytes.len())
     }

@@ -4,11 +4,19 @@ use serde_json::json;
 
 use super::{CUSTOMER, OTHER_KEY, PASTED, SSE, SSE_KEY, all, by_role_with_key, unauthorized, writes};
 use crate::check::by_role;
-use crate::check::table::Setup;
+use crate::check::table::{Hands, Setup};
 use crate::fixture::KMS_KEY;
 use crate::testbed::scripted::Effect;
 
 const EXPLICIT: &str = unauthorized!("s3:PutObject", "with an explicit deny in a resource-based policy");
+
+/// A policy of the bucket that denies every upload without this value of a header.
+fn demands(hands: &Hands<'_>, header: &str, value: &str) {
+    for operation in ["CreateMultipartUpload", "PutObject"] {
+        hands.s3.on(operation).unless(header, Some(value)).before(Effect::Error(403, "AccessDenied", EXPLICIT));
+    }
+}
+
 pub const POLICIES_THAT_DENY: &[Setup] = &[
     Setup {
         code: "put_denied",
@@ -52,24 +60,29 @@ pub const POLICIES_THAT_DENY: &[Setup] = &[
         shows: "write: failed",
         exit: 3,
         to: by_role,
-        broken: |hands| {
-            let effect = Effect::Error(403, "AccessDenied", EXPLICIT);
-            hands.s3.on("CreateMultipartUpload").unless(SSE, Some("aws:kms")).before(effect.clone());
-            hands.s3.on("PutObject").unless(SSE, Some("aws:kms")).before(effect);
-        },
+        broken: |hands| demands(hands, SSE, "aws:kms"),
         says: &["requires encryption", "kms_key_arn"],
         mended: |hands| hands.to["kms_key_arn"] = json!(KMS_KEY),
+    },
+    // The example of AWS.
+    Setup {
+        code: "explicit_deny_unencrypted",
+        shows: "write: failed",
+        exit: 3,
+        to: by_role,
+        broken: |hands| demands(hands, SSE, "AES256"),
+        says: &[
+            "requires encryption",
+            r#"set encryption of the destination to what the bucket policy requires (\"AES256\","#,
+        ],
+        mended: |hands| hands.to["encryption"] = json!("AES256"),
     },
     Setup {
         code: "explicit_deny_encryption",
         shows: "write: failed",
         exit: 3,
         to: by_role_with_key,
-        broken: |hands| {
-            let effect = Effect::Error(403, "AccessDenied", EXPLICIT);
-            hands.s3.on("CreateMultipartUpload").unless(SSE_KEY, Some(OTHER_KEY)).before(effect.clone());
-            hands.s3.on("PutObject").unless(SSE_KEY, Some(OTHER_KEY)).before(effect);
-        },
+        broken: |hands| demands(hands, SSE_KEY, OTHER_KEY),
         says: &["another KMS key", "kms_key_arn"],
         mended: |hands| hands.to["kms_key_arn"] = json!(OTHER_KEY),
     },
