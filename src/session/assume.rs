@@ -192,11 +192,79 @@ fn credentials_problem(error: &(dyn std::error::Error + 'static)) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use aws_sdk_sts::operation::get_caller_identity::GetCallerIdentityError;
-    use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+    use aws_smithy_runtime_api::client::http::{
+        HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector,
+    };
+    use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
+    use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
     use aws_smithy_types::body::SdkBody;
 
     use super::*;
+    use crate::domain::destination::DestinationId;
+    use crate::domain::destination::raw::{RawAuth, RawDestination};
+    use crate::session::caller::caller;
+
+    /// Remembers the hosts that are called, and lets nobody in.
+    #[derive(Debug, Clone, Default)]
+    struct ClosedSts(Arc<Mutex<Vec<String>>>);
+
+    impl HttpConnector for ClosedSts {
+        fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+            let url = url::Url::parse(request.uri()).unwrap();
+            self.0.lock().unwrap().push(url.host_str().unwrap().to_owned());
+            let denial = "<ErrorResponse><Error><Code>AccessDenied</Code><Message>no</Message></Error></ErrorResponse>";
+            HttpConnectorFuture::ready(Ok(HttpResponse::new(403.try_into().unwrap(), SdkBody::from(denial))))
+        }
+    }
+
+    impl HttpClient for ClosedSts {
+        fn http_connector(&self, _: &HttpConnectorSettings, _: &RuntimeComponents) -> SharedHttpConnector {
+            SharedHttpConnector::new(self.clone())
+        }
+    }
+
+    /// The hosts that AssumeRole and GetCallerIdentity go to.
+    async fn hosts(aws: &AwsConfig, fips: bool, dual_stack: bool) -> Vec<String> {
+        let sts = ClosedSts::default();
+        let mut identity = WorkerIdentity::fixed("AKIA", "secret", &Region::parse("us-east-1").unwrap());
+        let sdk = identity.sdk.into_builder().http_client(sts.clone());
+        identity.sdk = sdk.use_fips(fips).use_dual_stack(dual_stack).build();
+        let auth = RawAuth { role_arn: Some("arn:aws:iam::123456789012:role/r".into()), ..RawAuth::default() };
+        let raw =
+            RawDestination { bucket: "acme".into(), region: "us-east-1".into(), auth, ..RawDestination::default() };
+        let destination = raw.validate(DestinationId::parse("acme").unwrap()).unwrap();
+        let Auth::IamRole { role_arn, .. } = &destination.auth else { panic!("{:?}", destination.auth) };
+        let role = RoleRequest {
+            arn: role_arn,
+            external_id: None,
+            destination: &destination,
+            region: &destination.region,
+            policy: None,
+            retries: RetryPartition::new("test"),
+        };
+        assert!(request(&identity, aws, &role).await.is_err());
+        assert!(caller(&identity, aws, None, None, 1).await.is_err());
+        let asked = sts.0.lock().unwrap();
+        asked.clone()
+    }
+
+    #[tokio::test]
+    async fn fips_and_dual_stack_hold_for_sts_unless_an_endpoint_is_set() {
+        let url = url::Url::parse("https://sts.store.example").ok();
+        let store = AwsConfig { sts_endpoint_url: url, ..AwsConfig::default() };
+        for (fips, dual_stack, host) in [
+            (false, false, "sts.us-east-1.amazonaws.com"),
+            (true, false, "sts-fips.us-east-1.amazonaws.com"),
+            (false, true, "sts.us-east-1.api.aws"),
+            (true, true, "sts-fips.us-east-1.api.aws"),
+        ] {
+            assert_eq!(hosts(&AwsConfig::default(), fips, dual_stack).await, [host, host]);
+            assert_eq!(hosts(&store, fips, dual_stack).await, ["sts.store.example", "sts.store.example"]);
+        }
+    }
 
     /// The reason for an answer in whose body the SDK found no code.
     fn reason(status: u16, body: &str) -> Reason {

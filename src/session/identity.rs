@@ -158,19 +158,27 @@ mod tests {
         Region::parse(name).unwrap()
     }
 
+    fn sdk(fips: bool, dual_stack: bool) -> SdkConfig {
+        SdkConfig::builder().use_fips(fips).use_dual_stack(dual_stack).build()
+    }
+
     /// The host that a PutObject goes to.
     async fn host(aws: &AwsConfig, sdk: SdkConfig) -> String {
+        host_of("acme", "us-gov-west-1", aws, sdk).await
+    }
+
+    /// As [`host`], for any bucket in any region.
+    async fn host_of(bucket: &str, name: &str, aws: &AwsConfig, sdk: SdkConfig) -> String {
         let key = Credentials::new("AKIA", "secret", None, None, "test");
         let identity = WorkerIdentity { sdk, http: https() };
-        let config = identity.s3_config(aws, &region("us-gov-west-1")).credentials_provider(key).build();
-        let put = aws_sdk_s3::Client::from_conf(config).put_object().bucket("acme").key("k");
+        let config = identity.s3_config(aws, &region(name)).credentials_provider(key).build();
+        let put = aws_sdk_s3::Client::from_conf(config).put_object().bucket(bucket).key("k");
         let request = put.presigned(PresigningConfig::expires_in(Duration::from_mins(1)).unwrap()).await.unwrap();
         url::Url::parse(request.uri()).unwrap().host_str().unwrap().to_owned()
     }
 
     #[tokio::test]
     async fn fips_and_dual_stack_hold_for_s3_unless_an_endpoint_is_set() {
-        let sdk = |fips, dual| SdkConfig::builder().use_fips(fips).use_dual_stack(dual).build();
         let none = AwsConfig::default();
         assert_eq!(host(&none, sdk(false, false)).await, "acme.s3.us-gov-west-1.amazonaws.com");
         assert_eq!(host(&none, sdk(true, false)).await, "acme.s3-fips.us-gov-west-1.amazonaws.com");
@@ -179,6 +187,33 @@ mod tests {
         let store =
             AwsConfig { s3_endpoint_url: url::Url::parse("https://store.example").ok(), ..AwsConfig::default() };
         assert_eq!(host(&store, sdk(true, true)).await, "acme.store.example");
+    }
+
+    #[tokio::test]
+    async fn fips_and_dual_stack_of_the_configuration_are_those_of_all_clients() {
+        for (fips, dual_stack) in [(true, true), (true, false), (false, true)] {
+            let aws = AwsConfig {
+                region: Some(region("us-gov-west-1")),
+                use_fips_endpoint: Some(fips),
+                use_dualstack_endpoint: Some(dual_stack),
+                ..AwsConfig::default()
+            };
+            let identity = WorkerIdentity::load(&aws).await;
+            assert_eq!((identity.sdk.use_fips(), identity.sdk.use_dual_stack()), (Some(fips), Some(dual_stack)));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_access_point_is_written_to_at_a_host_of_its_own() {
+        let point = "arn:aws:s3:eu-central-1:123456789012:accesspoint/exports";
+        for (fips, dual_stack, service) in [
+            (false, false, "s3-accesspoint"),
+            (true, false, "s3-accesspoint-fips"),
+            (false, true, "s3-accesspoint.dualstack"),
+        ] {
+            let host = host_of(point, "eu-central-1", &AwsConfig::default(), sdk(fips, dual_stack)).await;
+            assert_eq!(host, format!("exports-123456789012.{service}.eu-central-1.amazonaws.com"));
+        }
     }
 
     #[test]

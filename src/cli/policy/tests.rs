@@ -21,6 +21,7 @@ auth = { method = "access_key", access_key_id = "AKIA1234567890ABCDEF", secret_a
 [destinations.china]
 bucket = "china"
 region = "cn-north-1"
+kms_key_arn = "arn:aws-cn:kms:cn-north-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 auth = { method = "iam_role", role_arn = "arn:aws-cn:iam::123456789012:role/export" }
 "#;
 
@@ -155,4 +156,9 @@ fn every_document_has_the_partition_of_the_destination() {
     assert_eq!(document["Statement"][0]["Resource"], "arn:aws-cn:s3:::china/*");
     let (document, _) = json_of("permissions --bucket gov-bucket --region us-gov-west-1");
     assert_eq!(document["Statement"][0]["Resource"], "arn:aws-us-gov:s3:::gov-bucket/*");
+    for kind in ["permissions --tags", "trust", "kms", "kms --identity", "cloudformation", "terraform"] {
+        let line = format!("{kind} china --principal arn:aws-cn:iam::999999999999:role/consign");
+        let document = printed(CONFIG, &line).unwrap().document.to_string();
+        assert!(document.contains("arn:aws-cn:") && !document.contains("arn:aws:"), "{kind}: {document}");
+    }
 }

@@ -65,6 +65,35 @@ fn every_optional_permission_is_as_narrow_as_its_use() {
 }
 
 #[test]
+fn through_an_access_point_its_arn_is_the_bucket_of_every_permission() {
+    let point = "arn:aws:s3:eu-central-1:123456789012:accesspoint/exports";
+    let auth = RawAuth { role_arn: Some(ROLE.into()), ..RawAuth::default() };
+    let raw = RawDestination {
+        bucket: point.into(),
+        region: "eu-central-1".into(),
+        prefix: "in/".into(),
+        auth,
+        ..RawDestination::default()
+    };
+    let destination = raw.validate(DestinationId::parse("acme").unwrap()).unwrap();
+    let document = permissions(&destination, &Scope { optional: true, tags: true, ..Scope::default() });
+    let statements = document["Statement"].as_array().unwrap().iter();
+    let resources: Vec<_> =
+        statements.map(|one| (one["Sid"].as_str().unwrap(), one["Resource"].as_str().unwrap())).collect();
+    let (objects, test) = (format!("{point}/object/in/*"), format!("{point}/object/in/consign-connection-test"));
+    let (objects, test) = (objects.as_str(), test.as_str());
+    let expected = [
+        ("ConsignWrite", objects),
+        ("ConsignTag", objects),
+        ("ConsignAbort", objects),
+        ("ConsignList", point),
+        ("ConsignFindRegion", point),
+        ("ConsignDeleteTestFile", test),
+    ];
+    assert_eq!(resources, expected);
+}
+
+#[test]
 fn a_single_statement_is_the_one_of_the_whole_document() {
     let destination = destination("a*b/", Some(KEY));
     let whole = permissions(&destination, &Scope { optional: true, tags: true, ..Scope::default() });

@@ -125,6 +125,25 @@ async fn an_sts_that_does_not_say_who_calls_is_judged_by_the_role() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_sts_that_refuses_kms_actions_is_no_obstacle_and_is_reported() {
+    for refusal in [Effect::Error(400, "", ""), Effect::Error(400, "MalformedPolicyDocument", "unknown action")] {
+        let (mut site, s3) = customer().await;
+        site.destination("acme", &by_role());
+        s3.on("AssumeRole").form("Policy", "kms:").before(refusal);
+        let (answer, exit) = check(&site);
+        assert_eq!((answer["verdict"].as_str(), exit), (Some("ready"), 0), "{answer:#}");
+        assert_eq!(codes(&answer, "warning"), Vec::<String>::new(), "{answer:#}");
+        let assumed = step(&answer, "assume_role");
+        assert_eq!(assumed["result"], "ok", "{answer:#}");
+        for words in ["STS refuses KMS actions", "session.policy = \"s3\""] {
+            assert!(assumed["cause"].as_str().unwrap().contains(words), "{words}: {answer:#}");
+        }
+        let kms: Vec<_> = s3.calls("AssumeRole").iter().map(|call| call.asked("Policy").contains("kms:")).collect();
+        assert!(kms[0] && !kms[1..].contains(&true), "only the first asked for it: {kms:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_is_judged_in_its_buckets_region_and_by_clear_words_alone() {
     let (mut site, s3) = customer().await;
     // The platform is at home elsewhere, perhaps in another partition.

@@ -24,7 +24,8 @@ pub struct Store {
     pub identity: Option<Key>,
     pub bucket: String,
     /// Destinations by name: `role`, `role-kms`, `key`, `key-kms` as far as the store has them,
-    /// `denied` and `denied-key`, which may not write, and `ignored-kms` where the store ignores the KMS key.
+    /// `role-full` where STS refuses KMS actions in a session policy, `denied` and `denied-key`,
+    /// which may not write, and `ignored-kms` where the store ignores the KMS key.
     pub destinations: BTreeMap<&'static str, Value>,
     /// True if objects are files: keys are short, and none ends in `/`.
     pub files: bool,
@@ -91,7 +92,7 @@ impl Store {
 
     /// The destinations that may write, the best one first.
     pub fn usual(&self) -> Vec<&'static str> {
-        let known = ["role", "key", "role-kms", "key-kms"];
+        let known = ["role", "key", "role-kms", "key-kms", "role-full"];
         known.into_iter().filter(|name| self.destinations.contains_key(name)).collect()
     }
 
@@ -234,6 +235,8 @@ pub async fn ceph() -> Store {
     let store = Store::new(&ceph.url, "us-east-1", &bucket, ceph.s3.clone())
         .with("role", &by_role(&role, None), &json!({}))
         .with("role-kms", &by_role(&role, None), &kms)
+        // The flavor presets "s3": this one has to find out that STS takes no KMS actions.
+        .with("role-full", &by_role(&role, None), &json!({"session_policy": "full"}))
         .with("key", &by_key(&ceph.writer), &json!({}))
         .with("key-kms", &by_key(&ceph.writer), &kms)
         .with("denied", &by_role(&reader, None), &json!({}))

@@ -216,7 +216,7 @@ pub const ROLES_THAT_DO_NOT_LET_US_IN_AS_THEY_SHOULD: &[Setup] = &[
             let effect = Effect::Error(400, "PackedPolicyTooLarge", "Serialized token too large for session");
             hands.s3.on("AssumeRole").before(effect);
         },
-        says: &["shorten the prefix"],
+        says: &["shorten the prefix", "session.policy"],
         mended: CUSTOMER,
     },
     Setup {
