@@ -173,7 +173,7 @@ impl Target<'_> {
     }
 
     fn may_be_written(&self) -> bool {
-        self.may_be_written.load(Ordering::Relaxed)
+        self.may_be_written.load(Ordering::Relaxed) || self.gate.is_some_and(WriteGate::has_rival)
     }
 
     /// Waits until the object may be made visible.

@@ -18,7 +18,7 @@ use crate::domain::job::Job;
 use crate::domain::job::lease::Checkpoint;
 use crate::domain::outcome::{Class, Failure, Reason, Receipt, TransferResult};
 use crate::transfer::{TransferRequest, Transport};
-use crate::upload::{Provenance, judge};
+use crate::upload::{Provenance, WriteGate, judge};
 
 /// Transfers of one worker.
 #[derive(Debug)]
@@ -221,7 +221,8 @@ impl SimAttempt<'_> {
         let key = key(state.plan(self.job).object);
         let found = state.s3.objects.get(&key).cloned();
         let ours = written(self.job, state.plan(self.job));
-        let reconciles = self.attempt.may_be_written.load(Ordering::Relaxed);
+        let reconciles =
+            self.attempt.may_be_written.load(Ordering::Relaxed) || self.attempt.gate.is_some_and(WriteGate::has_rival);
         match (existing, found) {
             (ExistingObject::Keep(_) | ExistingObject::Fail(_), Some(found))
                 if reconciles && judge(&found.listed, &ours) == Provenance::Ours => {}

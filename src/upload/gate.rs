@@ -15,4 +15,7 @@ pub trait WriteGate: Send + Sync + fmt::Debug {
     /// A failure of class `interrupted`: the object must not be written now, and the upload stays
     /// open.
     fn enter(&self) -> BoxFuture<'_, Result<(), Failure>>;
+
+    /// Returns true if another attempt of the job may run elsewhere, and write the object.
+    fn has_rival(&self) -> bool;
 }

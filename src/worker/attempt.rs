@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, timeout};
@@ -23,7 +24,7 @@ use super::parts::WorkerParts;
 use crate::domain::job::Job;
 use crate::domain::lane::Lane;
 use crate::domain::outcome::{Failure, History, Reason, TransferResult};
-use crate::queue::Delivery;
+use crate::queue::{Delivery, DeliveryTag, Queue};
 use crate::runtime::failpoints;
 use crate::transfer::TransferRequest;
 use crate::upload::{Progress, RateLimiter, WriteGate};
@@ -147,6 +148,7 @@ impl Attempts {
             ticket,
         };
         let writer = written.map(|written| ObjectWriter::new(&self.generations, written, writing()));
+        let gate = AttemptGate { writer: writer.as_ref(), queue: &*self.parts.queue, ticket };
         let request = TransferRequest {
             destination: &job.destination,
             may_be_written: late.into(),
@@ -155,7 +157,7 @@ impl Attempts {
             resume: job.checkpoint().cloned(),
             open_upload: &state.open_upload,
             rate_limiter,
-            gate: writer.as_ref().map(|writer| writer as &dyn WriteGate),
+            gate: Some(&gate),
         };
         let lease = LeaseGuard { parts: &self.parts, owner, state, written, generations: &self.generations };
         let transfer = async {
@@ -198,6 +200,29 @@ impl Attempts {
             tracing::debug!(event = "delivery_replaced", "the delivery was lost; its redelivery is settled instead");
             *delivery = duplicate;
         }
+    }
+}
+
+/// Gate of the writes of one attempt.
+#[derive(Debug)]
+struct AttemptGate<'a> {
+    /// `None` where the job is not ordered.
+    writer: Option<&'a ObjectWriter>,
+    queue: &'a dyn Queue,
+    ticket: DeliveryTag,
+}
+
+impl WriteGate for AttemptGate<'_> {
+    fn enter(&self) -> BoxFuture<'_, Result<(), Failure>> {
+        match self.writer {
+            Some(writer) => Box::pin(writer.enter()),
+            None => Box::pin(std::future::ready(Ok(()))),
+        }
+    }
+
+    /// A delivery that was lost is redelivered, perhaps to another worker.
+    fn has_rival(&self) -> bool {
+        !self.queue.can_settle(self.ticket)
     }
 }
 

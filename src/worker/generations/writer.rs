@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -17,7 +16,6 @@ use crate::domain::generation::{NewerDelivery, ObjectGeneration};
 use crate::domain::job::JobId;
 use crate::domain::outcome::{Failure, Reason, TransferResult};
 use crate::queue::DeliveryTag;
-use crate::upload::WriteGate;
 
 /// Time in which a report must be read back. Beyond, the attempt ends as interrupted; where nothing
 /// was ever read, it writes, which is counted: no delivery depends on the control stream.
@@ -169,6 +167,25 @@ impl ObjectWriter {
         }
     }
 
+    /// Waits until the object may be written.
+    ///
+    /// # Errors
+    /// A failure of class `interrupted`, as [`WriteGate::enter`](crate::upload::WriteGate::enter) has it.
+    pub(in crate::worker) async fn enter(&self) -> Result<(), Failure> {
+        self.permit().await.map_err(|refusal| {
+            let message = match &refusal {
+                Refusal::Superseded(newer) => format!("a newer generation was delivered: {newer}"),
+                Refusal::Busy => "another job writes the object".to_owned(),
+                Refusal::Unavailable => "the broker does not take the report of a late write".to_owned(),
+            };
+            if matches!(refusal, Refusal::Unavailable) {
+                return Failure::new(Reason::BrokerLost, message);
+            }
+            self.state.lock().refusal.get_or_insert(refusal);
+            Failure::new(Reason::Shutdown, message)
+        })
+    }
+
     async fn permit(&self) -> Result<(), Refusal> {
         if let Some(newer) = self.generations.newer_than(self.this) {
             return Err(Refusal::Superseded(newer));
@@ -291,25 +308,6 @@ impl ObjectWriter {
         );
         self.generations.reporter.count_unordered();
         self.state.lock().write = WriteState::Reported { id, permitted: true };
-    }
-}
-
-impl WriteGate for ObjectWriter {
-    fn enter(&self) -> BoxFuture<'_, Result<(), Failure>> {
-        Box::pin(async {
-            self.permit().await.map_err(|refusal| {
-                let message = match &refusal {
-                    Refusal::Superseded(newer) => format!("a newer generation was delivered: {newer}"),
-                    Refusal::Busy => "another job writes the object".to_owned(),
-                    Refusal::Unavailable => "the broker does not take the report of a late write".to_owned(),
-                };
-                if matches!(refusal, Refusal::Unavailable) {
-                    return Failure::new(Reason::BrokerLost, message);
-                }
-                self.state.lock().refusal.get_or_insert(refusal);
-                Failure::new(Reason::Shutdown, message)
-            })
-        })
     }
 }
 
