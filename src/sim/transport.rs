@@ -216,13 +216,13 @@ impl SimAttempt<'_> {
     /// Makes the object visible, unless the key is taken and must not be replaced.
     pub(super) fn make_visible(&self, upload: Option<String>) -> TransferResult {
         let late = self.is_late();
+        let reconciles =
+            self.attempt.may_be_written.load(Ordering::Relaxed) || self.attempt.gate.is_some_and(WriteGate::has_rival);
         let mut state = self.transport.world.lock();
         let existing = state.plan(self.job).existing;
         let key = key(state.plan(self.job).object);
         let found = state.s3.objects.get(&key).cloned();
         let ours = written(self.job, state.plan(self.job));
-        let reconciles =
-            self.attempt.may_be_written.load(Ordering::Relaxed) || self.attempt.gate.is_some_and(WriteGate::has_rival);
         match (existing, found) {
             (ExistingObject::Keep(_) | ExistingObject::Fail(_), Some(found))
                 if reconciles && judge(&found.listed, &ours) == Provenance::Ours => {}

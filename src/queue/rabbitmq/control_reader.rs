@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::connection;
 use super::context::QueueContext;
 use super::messages;
-use super::publisher::{NOT_ACCEPTED, OutgoingMessage};
+use super::publisher::{NOT_ACCEPTED, OutgoingMessage, control_problem};
 use super::roster::Roster;
 use super::sessions::BrokerSessions;
 use super::stream::{SILENCE, StreamEntry, StreamReader, StreamStart};
@@ -336,29 +336,4 @@ pub(super) async fn leave_fleet(context: &QueueContext, sessions: &BrokerSession
     let command = ControlCommand::WorkerStopped(context.leases.owner.address());
     let message = messages::control(&context.names, &Control::new(command, Timestamp::now()).render().into());
     let _ = timeout(FAREWELL_TIMEOUT, session.publisher.publish(&message)).await;
-}
-
-/// Explains why the control stream took no message. A nack may be of short duration: a new leader
-/// is being elected.
-pub(super) fn control_problem(problem: QueueError, stream: &str) -> QueueError {
-    match problem {
-        QueueError::Refused(why) if why == NOT_ACCEPTED => QueueError::Unavailable(format!("`{stream}`: {why}")),
-        QueueError::Refused(why) => QueueError::Topology(format!(
-            "the stream `{stream}` takes no control message ({why}); run `consign topology apply`"
-        )),
-        problem => problem,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_control_message_that_is_nacked_is_published_again_and_one_without_a_stream_is_not() {
-        let nacked = control_problem(QueueError::Refused(NOT_ACCEPTED.to_owned()), "p.control");
-        assert!(matches!(nacked, QueueError::Unavailable(_)), "{nacked}");
-        let unroutable = control_problem(QueueError::Refused("NO_ROUTE".to_owned()), "p.control");
-        assert!(matches!(unroutable, QueueError::Topology(_)), "{unroutable}");
-    }
 }

@@ -14,11 +14,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::connection::Endpoint;
 use super::context::QueueContext;
-use super::control_reader::{self, control_problem};
+use super::control_reader;
 use super::deliveries::{Deliveries, PrefetchedDelivery};
 use super::lease::{LeaseContext, LeaseTable, OwnerIdentity};
 use super::messages;
 use super::names::Names;
+use super::publisher::control_problem;
 use super::release;
 use super::replies::Replies;
 use super::reply_addresses::ReplyAddresses;

@@ -170,7 +170,7 @@ impl ObjectWriter {
     /// Waits until the object may be written.
     ///
     /// # Errors
-    /// A failure of class `interrupted`, as [`WriteGate::enter`](crate::upload::WriteGate::enter) has it.
+    /// A failure of class `interrupted`: the object must not be written now.
     pub(in crate::worker) async fn enter(&self) -> Result<(), Failure> {
         self.permit().await.map_err(|refusal| {
             let message = match &refusal {
