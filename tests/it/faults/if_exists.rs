@@ -5,7 +5,9 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::fixture::{AcmeFixture, site};
+use crate::testbed::proxy::{Condition, Proxy, address_of};
 use crate::testbed::scripted::Effect;
+use crate::testbed::site::job;
 use crate::testbed::{MIB, bytes, until};
 
 const SIZES: [(&str, usize); 2] = [("small", 5), ("large", 20 * MIB)];
@@ -212,4 +214,35 @@ async fn a_completion_without_an_etag_that_names_the_key_is_one() {
     assert_eq!(fixture.object("a").unwrap().bytes, content);
     assert_eq!(fixture.s3.calls("CompleteMultipartUpload").len(), 1);
     fixture.close().await;
+}
+
+#[tokio::test]
+async fn an_object_that_another_worker_wrote_after_the_delivery_was_lost_is_the_jobs() {
+    let (mut site, s3) = site("ifrival").await;
+    let direct = site.broker.url.clone();
+    let proxy = Proxy::before(address_of(&direct)).await;
+    site.set("broker.url", proxy.in_place_of(&direct));
+    s3.on("PutObject").first(1).before(Effect::Held);
+    let first = site.worker().await;
+    let mut fresh = job("fresh", &site.file("fresh", b"hello"), "acme", "fresh");
+    fresh["if_exists"] = json!("fail");
+    site.broker.schedule(&fresh).await;
+    until("the write is held", Duration::from_secs(60), async || s3.calls("PutObject").pop()).await;
+    proxy.set(Condition::Reset);
+    site.set("broker.url", direct);
+    let second = site.worker().await;
+    until("the other worker has delivered", Duration::from_secs(60), async || s3.object("acme", "in/fresh")).await;
+    proxy.set(Condition::Normal);
+    until("it is connected again", Duration::from_secs(60), async || {
+        first.try_get("/readyz").await?.contains("ok").then_some(())
+    })
+    .await;
+    s3.calm();
+    first.quiet().await;
+    second.quiet().await;
+    let outcomes = site.broker.outcomes_of("fresh").await;
+    let delivered = |outcome: &serde_json::Value| outcome["type"] == "consign.transfer.delivered.v1";
+    assert!(!outcomes.is_empty() && outcomes.iter().all(delivered), "{outcomes:#?}");
+    assert!(site.broker.take("dead").await.is_empty());
+    site.broker.clean().await;
 }
