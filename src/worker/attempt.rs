@@ -148,7 +148,7 @@ impl Attempts {
             ticket,
         };
         let writer = written.map(|written| ObjectWriter::new(&self.generations, written, writing()));
-        let gate = AttemptGate { writer: writer.as_ref(), queue: &*self.parts.queue, ticket };
+        let gate = AttemptGate { writer: writer.as_ref(), queue: &*self.parts.queue, ticket, state };
         let request = TransferRequest {
             destination: &job.destination,
             may_be_written: late.into(),
@@ -210,6 +210,7 @@ struct AttemptGate<'a> {
     writer: Option<&'a ObjectWriter>,
     queue: &'a dyn Queue,
     ticket: DeliveryTag,
+    state: &'a AttemptState,
 }
 
 impl WriteGate for AttemptGate<'_> {
@@ -220,9 +221,10 @@ impl WriteGate for AttemptGate<'_> {
         }
     }
 
-    /// A delivery that was lost is redelivered, perhaps to another worker.
+    /// A delivery that was lost is redelivered, perhaps to another worker, and a lease is taken over
+    /// from a worker that could not renew it.
     fn has_rival(&self) -> bool {
-        !self.queue.can_settle(self.ticket)
+        self.state.lease_state() != LeaseStatus::Absent || !self.queue.can_settle(self.ticket)
     }
 }
 

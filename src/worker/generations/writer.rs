@@ -238,7 +238,7 @@ impl ObjectWriter {
     }
 
     /// Reports a late attempt, and waits until every worker had the time to answer that a newer
-    /// generation was delivered. Returns false if the broker refuses the report.
+    /// generation was delivered. Returns false if the control stream is unusable.
     async fn wait_for_answers(&self, latest: Instant) -> Result<bool, Refusal> {
         let (generations, this) = (&self.generations, self.this);
         loop {
@@ -247,11 +247,15 @@ impl ObjectWriter {
                 return Ok(false);
             }
             let since = if is_late {
-                let read_back = timeout_at(latest, generations.wait_for(|table| table.announced_since(this))).await;
-                if read_back.is_err() && generations.readable.load(Ordering::Relaxed) {
-                    return Err(Refusal::Unavailable);
+                let known = |table: &mut GenerationTable| {
+                    let newer = table.newer_than(this).map(|newer| Err(Refusal::Superseded(newer)));
+                    newer.or_else(|| table.announced_since(this).map(Ok))
+                };
+                match timeout_at(latest, generations.wait_for(known)).await {
+                    Ok(since) => Some(since?),
+                    Err(_) if generations.readable.load(Ordering::Relaxed) => return Err(Refusal::Unavailable),
+                    Err(_) => return Ok(false),
                 }
-                read_back.ok()
             } else {
                 generations.table.lock().pending_since(this)
             };
