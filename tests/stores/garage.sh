@@ -5,7 +5,9 @@
 garage_version=2.5.0
 garage_program=$bed/garage/bin/garage
 # A key id is GK and 24 hexadecimal digits, a secret is 64 of them.
-garage_admin_id=GK0123456789abcdef00000001 garage_writer_id=GK0123456789abcdef00000002 garage_reader_id=GK0123456789abcdef00000003
+declare -gA garage_ids=(
+    [admin]=GK0123456789abcdef00000001 [writer]=GK0123456789abcdef00000002 [reader]=GK0123456789abcdef00000003
+)
 
 garage_install() {
     [[ "$("$garage_program" --version 2>/dev/null)" != *":$garage_version "* ]] || return 0
@@ -36,13 +38,12 @@ END
 garage_secret() { printf '%040d%s' 0 "${1#GK}"; }
 
 garage_layout_and_keys() {
-    local garage=("$garage_program" -c "$1/garage.toml") node name id
+    local garage=("$garage_program" -c "$1/garage.toml") node name
     node=$("${garage[@]}" node id --quiet)
     "${garage[@]}" layout assign --zone a --capacity 10G "${node%%@*}"
     "${garage[@]}" layout apply --version 1
-    for name in admin writer reader; do
-        id=garage_${name}_id
-        "${garage[@]}" key import --yes -n "$name" "${!id}" "$(garage_secret "${!id}")"
+    for name in "${!garage_ids[@]}"; do
+        "${garage[@]}" key import --yes -n "$name" "${garage_ids[$name]}" "$(garage_secret "${garage_ids[$name]}")"
     done
 }
 
@@ -63,10 +64,9 @@ garage_start() {
     fi
     export CONSIGN_TEST_GARAGE_URL=http://127.0.0.1:$s3 CONSIGN_TEST_GARAGE_PROGRAM=$garage_program
     export CONSIGN_TEST_GARAGE_CONFIG=$dir/garage.toml
-    local name id
-    for name in admin writer reader; do
-        id=garage_${name}_id
-        export "CONSIGN_TEST_GARAGE_${name^^}=${!id}:$(garage_secret "${!id}")"
+    local name
+    for name in "${!garage_ids[@]}"; do
+        export "CONSIGN_TEST_GARAGE_${name^^}=${garage_ids[$name]}:$(garage_secret "${garage_ids[$name]}")"
     done
 }
 
