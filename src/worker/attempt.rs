@@ -221,8 +221,8 @@ impl WriteGate for AttemptGate<'_> {
         }
     }
 
-    /// A delivery that was lost is redelivered, perhaps to another worker. A lease that could not be
-    /// renewed is taken over.
+    /// A delivery that was lost is redelivered, perhaps to another worker. A lease that could not
+    /// be renewed is taken over.
     fn has_rival(&self) -> bool {
         self.state.lease_state() != LeaseStatus::Absent || !self.queue.can_settle(self.ticket)
     }
