@@ -24,7 +24,7 @@ impl Rabbit {
             let next = tokio::time::timeout(LIMIT, queue.next_control()).await.expect("nothing came").expect("closed");
             match &next {
                 ControlEvent::Message(body) if seen.iter().any(|seen| body == seen) => {}
-                ControlEvent::Fleet(_) | ControlEvent::Interrupted => {}
+                ControlEvent::Fleet(_) | ControlEvent::Interrupted | ControlEvent::Unreadable => {}
                 _ => return next,
             }
         }
@@ -144,6 +144,8 @@ async fn without_the_stream_a_worker_has_caught_up_and_reads_it_once_it_exists()
     rabbit.delete("control").await;
     let queue = rabbit.start();
     queue.wait_connected(LIMIT).await.unwrap();
+    let first = tokio::time::timeout(LIMIT, queue.next_control()).await.unwrap();
+    assert_eq!(first, Some(ControlEvent::Unreadable));
     assert_eq!(Rabbit::control(&*queue, &[]).await, ControlEvent::CaughtUp);
     let refused = queue.publish_control(message("a")).await.unwrap_err().to_string();
     assert!(refused.contains(&rabbit.name("control")) && refused.contains("consign topology apply"), "{refused}");
