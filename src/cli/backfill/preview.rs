@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::jobs;
 use crate::backfill::plan::{BackfillPlan, PlannedJob};
 use crate::cli::output::text;
 
@@ -22,8 +23,7 @@ pub(super) fn table(plan: &BackfillPlan) -> Result<String, String> {
     if is_long {
         lines.insert(1 + FIRST_ROWS, format!("... {} more ...", len - FIRST_ROWS - LAST_ROWS));
     }
-    let jobs = if len == 1 { "job" } else { "jobs" };
-    lines.push(format!("\n{len} {jobs} of backfill {}, newest first; nothing was published", plan.backfill));
+    lines.push(format!("\n{} of backfill {}, newest first; nothing was published", jobs(len), plan.backfill));
     Ok(lines.join("\n"))
 }
 

@@ -211,7 +211,9 @@ impl ObjectWriter {
         // neither.
         if !self.wait_for_answers(Instant::now() + READ_BACK_TIMEOUT).await? {
             self.write_unordered(id);
-        } else if self.generations.table.lock().turn(self.this.object, id) != Some(Turn::First) {
+            return Ok(());
+        }
+        if self.generations.table.lock().turn(self.this.object, id) != Some(Turn::First) {
             return Err(Refusal::Busy);
         }
         self.state.lock().write = WriteState::Reported { id, permitted: true };
